@@ -1,0 +1,275 @@
+// Sampling from, and the divergence of, diagonal Gaussians. The formulas are those of genmod/reference/gaussian.py.
+#include "gaussian.h"
+
+#include "philox.h"
+#include "tile.h"
+
+namespace genmod {
+namespace GENMOD_ISA {
+namespace {
+
+template <class A> GENMOD_INLINE A exp_of(A x) { return exp_parts(x).exp; }
+
+// logvar, bounded, and the derivative of the bound.
+template <class A> struct Bounded { A value, slope; };
+
+template <Clamp C, class A> GENMOD_INLINE Bounded<A> bound(A x) {
+  const A low = -30, high = 20;
+  if (C == Clamp::none) return {x, A(1)};
+  if (C == Clamp::hard) {
+    const A below = x < low ? low : x;
+    return {below > high ? high : below, (x < low || x > high) ? A(0) : A(1)};
+  }
+  // high - softplus(high - x), then low + softplus(. - low); softplus(t) = max(t, 0) + log(1 + e^-|t|)
+  const A t = high - x, et = exp_of(t > 0 ? -t : t);
+  const A upper = (t > 0 ? x : high) - log_positive(1 + et);
+  const A u = upper - low, eu = exp_of(u > 0 ? -u : u);
+  const A value = (u > 0 ? upper : low) + log_positive(1 + eu);
+  const A slope_high = (t > 0 ? A(1) : et) / (1 + et), slope_low = (u > 0 ? A(1) : eu) / (1 + eu);
+  return {x != x ? x : value, x != x ? x : slope_high * slope_low};
+}
+
+// expm1(l) - l from h = l / 2: both terms are positive near the prior, so nothing cancels there.
+template <class A> GENMOD_INLINE A variance_term(const Exp<A>& half) { return 2 * half.expm1_minus_x + half.expm1 * half.expm1; }
+template <class A> GENMOD_INLINE A expm1_twice(const Exp<A>& half) { return half.expm1 * (half.expm1 + 2); }
+
+// expm1(l - l') and the same minus l - l'. The subtraction rounds by up to half an ulp of a number that is then an
+// exponent; what it dropped is recovered exactly (Knuth) and put back to first order.
+template <class A> struct Ratio { A growth, excess; };
+template <class A> GENMOD_INLINE Ratio<A> variance_ratio(A l, A other) {
+  const A delta = l - other, back = l - delta;
+  const A dropped = (l - (delta + back)) + (back - other);
+  const Exp<A> half = exp_parts(A(0.5) * delta);
+  const A growth = expm1_twice(half);
+  return {growth + dropped * (growth + 1), variance_term(half) + dropped * growth};
+}
+
+template <bool FREE, class A> GENMOD_INLINE A floor_at(A kl, A free_bits) { return FREE && kl <= free_bits ? free_bits : kl; }
+
+template <bool Z, bool KL, Clamp C, bool FREE, class A>
+static void forward_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict eps, A* __restrict z, A* __restrict kl, A free_bits, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const Exp<A> half = exp_parts(A(0.5) * bound<C>(lv[i]).value);
+    if (Z) z[i] = m[i] + half.exp * eps[i];
+    if (KL) kl[i] = floor_at<FREE>(A(0.5) * (variance_term(half) + m[i] * m[i]), free_bits);
+  }
+}
+
+template <Clamp C, bool FREE, class A>
+static void pair_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict om, const A* __restrict olv, A* __restrict kl, A free_bits, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const A other = bound<C>(olv[i]).value, delta = m[i] - om[i];
+    const A excess = variance_ratio(bound<C>(lv[i]).value, other).excess;
+    kl[i] = floor_at<FREE>(A(0.5) * (excess + delta * delta * exp_of(-other)), free_bits);
+  }
+}
+
+template <bool Z, bool KL, Clamp C, bool FREE, class A>
+static void backward_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict eps, const A* __restrict gz, const A* __restrict g,
+                          A* __restrict dm, A* __restrict dlv, A free_bits, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const Bounded<A> l = bound<C>(lv[i]);
+    const Exp<A> half = exp_parts(A(0.5) * l.value);
+    A mean = 0, logvar = 0;
+    if (KL) {
+      A gi = g[i];
+      if (FREE) gi = A(0.5) * (variance_term(half) + m[i] * m[i]) <= free_bits ? A(0) : gi;
+      mean = gi * m[i];
+      logvar = gi * expm1_twice(half);
+    }
+    if (Z) {
+      mean += gz[i];
+      logvar += gz[i] * half.exp * eps[i];
+    }
+    dm[i] = mean;
+    dlv[i] = A(0.5) * l.slope * logvar;
+  }
+}
+
+template <Clamp C, bool FREE, class A>
+static void pair_backward_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict om, const A* __restrict olv, const A* __restrict g,
+                               A* __restrict dm, A* __restrict dlv, A* __restrict dom, A* __restrict dolv, A free_bits, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const Bounded<A> l = bound<C>(lv[i]), other = bound<C>(olv[i]);
+    const A delta = m[i] - om[i], precision = exp_of(-other.value);
+    const Ratio<A> ratio = variance_ratio(l.value, other.value);
+    const A square = delta * delta * precision;
+    A gi = g[i];
+    if (FREE) gi = A(0.5) * (ratio.excess + square) <= free_bits ? A(0) : gi;
+    const A mean = gi * delta * precision;
+    dm[i] = mean;
+    dom[i] = -mean;
+    dlv[i] = A(0.5) * l.slope * gi * ratio.growth;
+    dolv[i] = A(-0.5) * other.slope * gi * (ratio.growth + square);
+  }
+}
+
+// Calls f with a compile-time clamp and free-bits flag.
+template <Clamp C, bool FREE> struct Mode { static constexpr Clamp clamp = C; static constexpr bool free = FREE; };
+template <class F> static void with_mode(Clamp c, bool free, F&& f) {
+  if (c == Clamp::none) free ? f(Mode<Clamp::none, true>{}) : f(Mode<Clamp::none, false>{});
+  else if (c == Clamp::hard) free ? f(Mode<Clamp::hard, true>{}) : f(Mode<Clamp::hard, false>{});
+  else free ? f(Mode<Clamp::soft, true>{}) : f(Mode<Clamp::soft, false>{});
+}
+
+template <class A> static const A* draw_noise(uint64_t key, int64_t begin, int64_t n, A* buffer) {
+  alignas(64) float block[64];
+  for (int64_t i = 0; i < n; i += 64) {
+    philox_normal_block(key, (uint64_t)(begin + i) / 64, block);
+    for (int64_t j = 0; j < 64; j++) buffer[i + j] = block[j];  // the buffer is a whole number of blocks long
+  }
+  return buffer;
+}
+
+template <class A, class S, class P> static const A* noise_tile(const P& p, int64_t begin, int64_t n, A* buffer) {
+  if (p.draw) return draw_noise(p.key, begin, n, buffer);
+  return p.noise ? load<A, S>({p.noise, 0}, p.numel, begin, n, buffer) : nullptr;
+}
+
+// Adds a tile of per-element values to the sums of the samples it touches.
+template <class A> static void add_to_samples(const A* kl, int64_t begin, int64_t n, int64_t chunk, const GaussianForward& p) {
+  for (int64_t i = 0; i < n;) {
+    const int64_t sample = (begin + i) / p.sample, left = (sample + 1) * p.sample - begin - i;
+    const int64_t length = left < n - i ? left : n - i;
+    p.sums[chunk + sample] = sum(kl + i, length);
+    i += length;
+  }
+}
+
+// The incoming gradient of the KL for a tile, scaled.
+template <class A> static const A* grad_tile(const GaussianBackward& p, int64_t begin, int64_t n, A* buffer) {
+  const A* g = (const A*)p.grad_kl;
+  const A scale = (A)p.scale;
+  if (p.grad_kl_per_element) {
+    for (int64_t i = 0; i < n; i++) buffer[i] = g[begin + i] * scale;
+    return buffer;
+  }
+  for (int64_t i = 0; i < n;) {
+    const int64_t sample = (begin + i) / p.sample, left = (sample + 1) * p.sample - begin - i;
+    const int64_t length = left < n - i ? left : n - i;
+    const A value = g[sample] * scale;
+    for (int64_t j = 0; j < length; j++) buffer[i + j] = value;
+    i += length;
+  }
+  return buffer;
+}
+
+template <class S> static void forward_chunks(const GaussianForward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  alignas(64) A mb[kChunk], lb[kChunk], eb[kChunk], zb[kChunk], kb[kChunk];
+  for (int64_t chunk = first; chunk < last; chunk++) {
+    const int64_t begin = chunk * kChunk, n = p.numel - begin < kChunk ? p.numel - begin : kChunk;
+    const A* m = load<A, S>(p.mean, p.cols, begin, n, mb);
+    const A* lv = load<A, S>(p.logvar, p.cols, begin, n, lb);
+    const A* eps = noise_tile<A, S>(p, begin, n, eb);
+    A* z = p.z ? place<A, S>(p.z, 0, p.numel, begin, n, zb) : zb;
+    A* kl = p.kl ? (A*)p.kl + begin : kb;
+    const bool want_kl = p.kl || p.sums;
+    with_mode(p.clamp, want_kl && p.free_bits > 0, [&](auto mode) {
+      using M = decltype(mode);
+      if (p.z && want_kl) forward_tile<true, true, M::clamp, M::free>(m, lv, eps, z, kl, (A)p.free_bits, n);
+      else if (p.z) forward_tile<true, false, M::clamp, false>(m, lv, eps, z, kl, (A)0, n);
+      else forward_tile<false, true, M::clamp, M::free>(m, lv, eps, z, kl, (A)p.free_bits, n);
+    });
+    if (p.z) store<A, S>(zb, z, p.z, 0, p.numel, begin, n);
+    if (p.sums) add_to_samples(kl, begin, n, chunk, p);
+  }
+}
+
+template <class S> static void pair_chunks(const GaussianForward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  alignas(64) A mb[kChunk], lb[kChunk], omb[kChunk], olb[kChunk], kb[kChunk];
+  for (int64_t chunk = first; chunk < last; chunk++) {
+    const int64_t begin = chunk * kChunk, n = p.numel - begin < kChunk ? p.numel - begin : kChunk;
+    const A* m = load<A, S>(p.mean, p.cols, begin, n, mb);
+    const A* lv = load<A, S>(p.logvar, p.cols, begin, n, lb);
+    const A* om = load<A, S>(p.other_mean, p.cols, begin, n, omb);
+    const A* olv = load<A, S>(p.other_logvar, p.cols, begin, n, olb);
+    A* kl = p.kl ? (A*)p.kl + begin : kb;
+    with_mode(p.clamp, p.free_bits > 0, [&](auto mode) {
+      using M = decltype(mode);
+      pair_tile<M::clamp, M::free>(m, lv, om, olv, kl, (A)p.free_bits, n);
+    });
+    if (p.sums) add_to_samples(kl, begin, n, chunk, p);
+  }
+}
+
+// One output gradient of a chunk: computed where it belongs if it can be, in the buffer otherwise.
+template <class A, class S> struct OutTile {
+  const GaussianBackward::Out& out;
+  int64_t cols, begin, n;
+  A* buffer;
+  A* data;
+  OutTile(const GaussianBackward::Out& o, int64_t cols, int64_t begin, int64_t n, A* buffer)
+      : out(o), cols(cols), begin(begin), n(n), buffer(buffer), data(o.data ? place<A, S>(o.data, o.stride, cols, begin, n, buffer) : buffer) {}
+  void flush() const {
+    if (out.data) store<A, S>(buffer, data, out.data, out.stride, cols, begin, n);
+  }
+};
+
+template <class S> static void backward_chunks(const GaussianBackward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  alignas(64) A mb[kChunk], lb[kChunk], eb[kChunk], zb[kChunk], gb[kChunk], dmb[kChunk], dlb[kChunk];
+  for (int64_t chunk = first; chunk < last; chunk++) {
+    const int64_t begin = chunk * kChunk, n = p.numel - begin < kChunk ? p.numel - begin : kChunk;
+    const A* m = load<A, S>(p.mean, p.cols, begin, n, mb);
+    const A* lv = load<A, S>(p.logvar, p.cols, begin, n, lb);
+    const A* eps = p.grad_z ? noise_tile<A, S>(p, begin, n, eb) : nullptr;
+    const A* gz = p.grad_z ? load<A, S>({p.grad_z, 0}, p.numel, begin, n, zb) : nullptr;
+    const A* g = p.grad_kl ? grad_tile(p, begin, n, gb) : nullptr;
+    const OutTile<A, S> dm(p.d_mean, p.out_cols, begin, n, dmb), dl(p.d_logvar, p.out_cols, begin, n, dlb);
+    with_mode(p.clamp, p.grad_kl && p.free_bits > 0, [&](auto mode) {
+      using M = decltype(mode);
+      if (p.grad_z && p.grad_kl) backward_tile<true, true, M::clamp, M::free>(m, lv, eps, gz, g, dm.data, dl.data, (A)p.free_bits, n);
+      else if (p.grad_z) backward_tile<true, false, M::clamp, false>(m, lv, eps, gz, g, dm.data, dl.data, (A)0, n);
+      else backward_tile<false, true, M::clamp, M::free>(m, lv, eps, gz, g, dm.data, dl.data, (A)p.free_bits, n);
+    });
+    dm.flush();
+    dl.flush();
+  }
+}
+
+template <class S> static void pair_backward_chunks(const GaussianBackward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  alignas(64) A mb[kChunk], lb[kChunk], omb[kChunk], olb[kChunk], gb[kChunk], b0[kChunk], b1[kChunk], b2[kChunk], b3[kChunk];
+  for (int64_t chunk = first; chunk < last; chunk++) {
+    const int64_t begin = chunk * kChunk, n = p.numel - begin < kChunk ? p.numel - begin : kChunk;
+    const A* m = load<A, S>(p.mean, p.cols, begin, n, mb);
+    const A* lv = load<A, S>(p.logvar, p.cols, begin, n, lb);
+    const A* om = load<A, S>(p.other_mean, p.cols, begin, n, omb);
+    const A* olv = load<A, S>(p.other_logvar, p.cols, begin, n, olb);
+    const A* g = grad_tile(p, begin, n, gb);
+    const OutTile<A, S> dm(p.d_mean, p.out_cols, begin, n, b0), dl(p.d_logvar, p.out_cols, begin, n, b1);
+    const OutTile<A, S> dom(p.d_other_mean, p.other_out_cols, begin, n, b2), dol(p.d_other_logvar, p.other_out_cols, begin, n, b3);
+    with_mode(p.clamp, p.free_bits > 0, [&](auto mode) {
+      using M = decltype(mode);
+      pair_backward_tile<M::clamp, M::free>(m, lv, om, olv, g, dm.data, dl.data, dom.data, dol.data, (A)p.free_bits, n);
+    });
+    dm.flush();
+    dl.flush();
+    dom.flush();
+    dol.flush();
+  }
+}
+
+// One entry point per job: picks the storage type.
+#define GENMOD_BY_DTYPE(name, Params)                                            \
+  static void name##_any(const Params& p, int64_t first, int64_t last) {         \
+    switch (p.dtype) {                                                           \
+      case Dtype::f32: return name##_chunks<float>(p, first, last);              \
+      case Dtype::f64: return name##_chunks<double>(p, first, last);             \
+      case Dtype::bf16: return name##_chunks<bf16>(p, first, last);              \
+      case Dtype::f16: return name##_chunks<f16>(p, first, last);                \
+    }                                                                            \
+  }
+GENMOD_BY_DTYPE(forward, GaussianForward)
+GENMOD_BY_DTYPE(pair, GaussianForward)
+GENMOD_BY_DTYPE(backward, GaussianBackward)
+GENMOD_BY_DTYPE(pair_backward, GaussianBackward)
+
+}  // namespace
+
+extern const GaussianKernels gaussian_kernels{forward_any, pair_any, backward_any, pair_backward_any};
+
+}  // namespace GENMOD_ISA
+}  // namespace genmod

@@ -1,0 +1,57 @@
+// The gaussian family on the CPU. Work is cut into chunks of the flat, dense output; any range of chunks may run on any
+// thread, and every sum is kept per chunk, so results do not depend on the number of threads.
+#pragma once
+#include "../gaussian_types.h"
+#include "isa.h"
+
+namespace genmod {
+
+constexpr int64_t kChunk = 1024;  // elements; a multiple of Philox's 64-element block, small enough for level-1 cache
+
+inline int64_t chunk_count(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
+
+// A sum over samples of `sample` elements each: chunk c adds its share of sample s to sums[c + s]. The index never
+// repeats, because the next share starts either a new chunk or a new sample.
+struct GaussianForward {
+  Dtype dtype;
+  Clamp clamp;
+  double free_bits;
+  int64_t numel, cols;
+  Rows mean, logvar, other_mean, other_logvar;  // other_*: the second Gaussian of a KL, if any
+  const void* noise;                            // dense, or null
+  bool draw;                                    // draw noise from `key`
+  uint64_t key;
+  void* z;                                      // dense, or null
+  void* kl;                                     // per element in the accumulation type, or null
+  double* sums;                                 // or null
+  int64_t sample;
+};
+
+struct GaussianBackward {
+  Dtype dtype;
+  Clamp clamp;
+  double free_bits;
+  int64_t numel, cols;
+  Rows mean, logvar, other_mean, other_logvar;
+  const void* noise;
+  bool draw;
+  uint64_t key;
+  const void* grad_z;   // dense, or null
+  const void* grad_kl;  // in the accumulation type: per element, or one value per `sample` elements, or null
+  bool grad_kl_per_element;
+  int64_t sample;
+  double scale;         // multiplies grad_kl
+  struct Out { void* data; int64_t stride; } d_mean, d_logvar, d_other_mean, d_other_logvar;  // data may be null
+  int64_t out_cols, other_out_cols;  // the rows of the outputs, as `cols` is of the inputs
+};
+
+struct GaussianKernels {
+  void (*forward)(const GaussianForward&, int64_t first_chunk, int64_t last_chunk);
+  void (*kl_pair)(const GaussianForward&, int64_t first_chunk, int64_t last_chunk);
+  void (*backward)(const GaussianBackward&, int64_t first_chunk, int64_t last_chunk);
+  void (*kl_pair_backward)(const GaussianBackward&, int64_t first_chunk, int64_t last_chunk);
+};
+
+GENMOD_DECLARE(GaussianKernels, gaussian_kernels)
+
+}  // namespace genmod

@@ -1,0 +1,240 @@
+// Tensors in, raw pointers to the kernels, tensors out: the CPU side of every dispatcher op.
+// Schemas, fakes and autograd are in genmod/ops; arguments were checked there too.
+#include "cpu/gaussian.h"
+#include "cpu/isa.h"
+#include "tensors.h"
+
+#include <tuple>
+#include <vector>
+
+namespace genmod {
+namespace {
+
+constexpr int64_t kGrain = 16;  // chunks a thread takes at least: below that, waking it costs more than it saves
+
+template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& p) {
+  const int64_t chunks = chunk_count(p.numel);
+  if (chunks <= kGrain) return kernel(p, 0, chunks);
+  torch::stable::parallel_for(0, chunks, kGrain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
+}
+
+// The inputs of one or two Gaussians, cut into common rows; keeps alive whatever had to be copied for that.
+template <class Params> CommonRows set_inputs(Params& p, const Gaussian& g, const Gaussian* other = nullptr) {
+  std::vector<View> views{g.mean, g.logvar};
+  if (other) {
+    STD_TORCH_CHECK(other->mean.sizes == g.mean.sizes && other->dtype == g.dtype, "genmod: both Gaussians must have one shape and dtype");
+    views.push_back(other->mean);
+    views.push_back(other->logvar);
+  }
+  CommonRows rows(std::move(views), g.format, g.numel);
+  p.dtype = g.dtype;
+  p.numel = g.numel;
+  p.cols = rows.cols;
+  p.mean = rows.rows[0];
+  p.logvar = rows.rows[1];
+  if (other) {
+    p.other_mean = rows.rows[2];
+    p.other_logvar = rows.rows[3];
+  }
+  return rows;
+}
+
+// Noise given as a tensor, or the key to draw it from. Keeps a dense copy alive if one had to be made.
+struct Noise {
+  std::optional<Tensor> dense;
+  Noise(const std::optional<Tensor>& noise, const Gaussian& g) {
+    if (noise) {
+      STD_TORCH_CHECK(noise->numel() == g.numel && dtype_of(*noise) == g.dtype, "genmod: noise must have the mean's shape and dtype");
+      dense = densified(*noise, g.format);
+    }
+  }
+  template <class Params> void set(Params& p, const std::optional<Tensor>& seed) const {
+    STD_TORCH_CHECK(dense.has_value() != seed.has_value(), "genmod: give exactly one of noise and seed");
+    p.noise = dense ? dense->const_data_ptr() : nullptr;
+    p.draw = !dense;
+    if (seed) STD_TORCH_CHECK(seed->scalar_type() == ScalarType::Long && seed->numel() == 1, "genmod: seed must be one int64");
+    p.key = seed ? *(const uint64_t*)seed->const_data_ptr() : 0;
+  }
+};
+
+// The KL's output and the scratch sums behind it.
+struct Kl {
+  Reduction reduction;
+  Tensor out;
+  std::vector<double> sums;
+  int64_t samples;
+
+  Kl(const Gaussian& g, const std::string& name, GaussianForward& p) : reduction(name, g.batch(), g.numel), samples(reduction.per_sample ? g.batch() : 1) {
+    const ScalarType type = accumulate_type(g.dtype);
+    if (reduction.per_element) {
+      out = empty(g.mean.sizes, g.mean.tensor, type, g.format);
+      p.kl = out.mutable_data_ptr();
+      return;
+    }
+    out = empty(reduction.per_sample ? std::vector<int64_t>{samples} : std::vector<int64_t>{}, g.mean.tensor, type);
+    p.sample = reduction.per_sample ? g.event() : g.numel;
+    sums.assign((size_t)(chunk_count(g.numel) + samples), 0.0);
+    p.sums = sums.data();
+  }
+
+  // Adds each sample's shares in chunk order.
+  void finish(const GaussianForward& p) {
+    if (reduction.per_element) return;
+    void* data = out.mutable_data_ptr();
+    for (int64_t s = 0; s < samples; s++) {
+      double total = 0;
+      if (p.numel > 0)
+        for (int64_t c = s * p.sample / kChunk; c <= ((s + 1) * p.sample - 1) / kChunk; c++) total += sums[(size_t)(c + s)];
+      total *= reduction.scale;
+      if (p.dtype == Dtype::f64) ((double*)data)[s] = total;
+      else ((float*)data)[s] = (float)total;
+    }
+  }
+};
+
+// The incoming gradient of the KL, in the layout and type the kernel reads.
+Tensor set_grad_kl(GaussianBackward& p, const Tensor& grad, const std::string& name, const Gaussian& g) {
+  const Reduction reduction(name, g.batch(), g.numel);
+  STD_TORCH_CHECK(grad.scalar_type() == accumulate_type(g.dtype), "genmod: the gradient of a KL is float32 (float64 for float64 inputs)");
+  Tensor dense = densified(grad, reduction.per_element ? g.format : MemoryFormat::Contiguous);
+  p.grad_kl = dense.const_data_ptr();
+  p.grad_kl_per_element = reduction.per_element;
+  p.sample = reduction.per_sample ? g.event() : g.numel;
+  p.scale = reduction.scale;
+  return dense;
+}
+
+Tensor reparameterize(const Tensor& mean, const std::optional<Tensor>& logvar, const std::optional<Tensor>& noise,
+                      const std::optional<Tensor>& seed, const std::string& clamp) {
+  const Gaussian g(mean, logvar);
+  const Noise eps(noise, g);
+  GaussianForward p{};
+  const CommonRows rows = set_inputs(p, g);
+  p.clamp = parse_clamp(clamp);
+  eps.set(p, seed);
+  Tensor z = empty(g.mean.sizes, mean, mean.scalar_type(), g.format);
+  p.z = z.mutable_data_ptr();
+  run(GENMOD_SELECT(gaussian_kernels).forward, p);
+  return z;
+}
+
+std::tuple<Tensor, Tensor> sample_kl(const Tensor& mean, const std::optional<Tensor>& logvar, const std::optional<Tensor>& noise,
+                                     const std::optional<Tensor>& seed, double free_bits, const std::string& reduction, const std::string& clamp) {
+  const Gaussian g(mean, logvar);
+  const Noise eps(noise, g);
+  GaussianForward p{};
+  const CommonRows rows = set_inputs(p, g);
+  p.clamp = parse_clamp(clamp);
+  p.free_bits = free_bits;
+  eps.set(p, seed);
+  Tensor z = empty(g.mean.sizes, mean, mean.scalar_type(), g.format);
+  p.z = z.mutable_data_ptr();
+  Kl kl(g, reduction, p);
+  run(GENMOD_SELECT(gaussian_kernels).forward, p);
+  kl.finish(p);
+  return {z, kl.out};
+}
+
+std::tuple<Tensor, Tensor> sample_kl_backward(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl, const Tensor& mean,
+                                              const std::optional<Tensor>& logvar, const std::optional<Tensor>& noise, const std::optional<Tensor>& seed,
+                                              double free_bits, const std::string& reduction, const std::string& clamp, int64_t wanted) {
+  STD_TORCH_CHECK(grad_z || grad_kl, "genmod: backward without a gradient");
+  const Gaussian g(mean, logvar);
+  const Noise eps(noise, g);
+  GaussianBackward p{};
+  const CommonRows rows = set_inputs(p, g);
+  p.clamp = parse_clamp(clamp);
+  p.free_bits = free_bits;
+  std::optional<Tensor> gz, gkl;
+  if (grad_z) {
+    eps.set(p, seed);
+    gz = densified(*grad_z, g.format);
+    STD_TORCH_CHECK(gz->numel() == p.numel && dtype_of(*gz) == g.dtype, "genmod: the gradient of z must have its shape and dtype");
+    p.grad_z = gz->const_data_ptr();
+  }
+  if (grad_kl) gkl = set_grad_kl(p, *grad_kl, reduction, g);
+  const GaussianGrad grad(g, wanted & 1, wanted & 2);
+  p.d_mean = {grad.mean, grad.stride};
+  p.d_logvar = {grad.logvar, grad.stride};
+  p.out_cols = grad.cols;
+  run(GENMOD_SELECT(gaussian_kernels).backward, p);
+  return {grad.first, grad.second};
+}
+
+std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad, const Tensor& mean, const std::optional<Tensor>& logvar,
+                                                   const std::optional<Tensor>& noise, const std::optional<Tensor>& seed, const std::string& clamp, int64_t wanted) {
+  return sample_kl_backward(grad, std::nullopt, mean, logvar, noise, seed, 0.0, "sum", clamp, wanted);
+}
+
+Tensor gaussian_kl(const Tensor& mean, const std::optional<Tensor>& logvar, const std::optional<Tensor>& other_mean,
+                   const std::optional<Tensor>& other_logvar, double free_bits, const std::string& reduction, const std::string& clamp) {
+  const Gaussian g(mean, logvar);
+  std::optional<Gaussian> other;
+  GaussianForward p{};
+  if (other_mean) {
+    other.emplace(*other_mean, other_logvar);
+    other->format = g.format;  // one memory order for all that is read and written
+  }
+  const CommonRows rows = set_inputs(p, g, other ? &*other : nullptr);
+  p.clamp = parse_clamp(clamp);
+  p.free_bits = free_bits;
+  Kl kl(g, reduction, p);
+  run(other ? GENMOD_SELECT(gaussian_kernels).kl_pair : GENMOD_SELECT(gaussian_kernels).forward, p);
+  kl.finish(p);
+  return kl.out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& grad, const Tensor& mean, const std::optional<Tensor>& logvar,
+                                                                const std::optional<Tensor>& other_mean, const std::optional<Tensor>& other_logvar, double free_bits,
+                                                                const std::string& reduction, const std::string& clamp, int64_t wanted) {
+  const Gaussian g(mean, logvar);
+  std::optional<Gaussian> other;
+  GaussianBackward p{};
+  if (other_mean) {
+    other.emplace(*other_mean, other_logvar);
+    other->format = g.format;  // one memory order for all that is read and written
+  }
+  const CommonRows rows = set_inputs(p, g, other ? &*other : nullptr);
+  p.clamp = parse_clamp(clamp);
+  p.free_bits = free_bits;
+  const Tensor dense = set_grad_kl(p, grad, reduction, g);
+  const GaussianGrad first(g, wanted & 1, wanted & 2), second(other ? *other : g, other && (wanted & 4), other && (wanted & 8));
+  p.d_mean = {first.mean, first.stride};
+  p.d_logvar = {first.logvar, first.stride};
+  p.out_cols = first.cols;
+  p.d_other_mean = {second.mean, second.stride};
+  p.d_other_logvar = {second.logvar, second.stride};
+  p.other_out_cols = second.cols;
+  run(other ? GENMOD_SELECT(gaussian_kernels).kl_pair_backward : GENMOD_SELECT(gaussian_kernels).backward, p);
+  return {first.first, first.second, second.first, second.second};
+}
+
+std::string instruction_set() { return isa_name(selected_isa()); }
+bool cuda_built() {
+#ifdef GENMOD_WITH_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+}  // namespace genmod
+
+STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
+  m.impl("reparameterize", TORCH_BOX(&genmod::reparameterize));
+  m.impl("reparameterize_backward", TORCH_BOX(&genmod::reparameterize_backward));
+  m.impl("gaussian_kl", TORCH_BOX(&genmod::gaussian_kl));
+  m.impl("gaussian_kl_backward", TORCH_BOX(&genmod::gaussian_kl_backward));
+  m.impl("sample_kl", TORCH_BOX(&genmod::sample_kl));
+  m.impl("sample_kl_backward", TORCH_BOX(&genmod::sample_kl_backward));
+}
+
+STABLE_TORCH_LIBRARY(genmod_native, m) {
+  m.def("instruction_set() -> str");
+  m.def("cuda_built() -> bool");
+}
+STABLE_TORCH_LIBRARY_IMPL(genmod_native, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&genmod::instruction_set));
+  m.impl("cuda_built", TORCH_BOX(&genmod::cuda_built));
+}
