@@ -1,0 +1,225 @@
+"""Which implementations exist, which one a call takes, and why not the others.
+
+The choice is the dispatcher's: a CPU tensor takes the C++ kernel if the extension is built, a CUDA tensor takes Triton's
+(or CUDA C++, where a table of measured shapes says so), everything else the reference. `backend(name)` replaces that
+choice by one backend that must then run or raise.
+
+A backend is a module per family that has a function for each dispatcher op of the family, with the op's own signature:
+`genmod.reference.<family>`, `genmod.kernels.<family>`, and for the compiled ones the libraries they register themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from genmod import _native
+
+NAMES = ("reference", "cpp", "triton", "cuda")
+
+#: dispatcher op -> family; filled by genmod.ops as it defines them.
+_FAMILY_OF: dict[str, str] = {}
+_forced: list[str] = []
+
+
+class Status(NamedTuple):
+    """Whether a backend can run in this process, and if not, why."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+def register_op(op: str, family: str) -> None:
+    """Tell the backends of a dispatcher op, so that they can be asked to run it."""
+    _FAMILY_OF[op] = family
+
+
+def _triton_missing() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.cuda.is_available() and not _interpreting():
+        return "no GPU is visible, and TRITON_INTERPRET=1 is not set"
+    return ""
+
+
+def _cuda_missing() -> str:
+    if not _native.loaded:
+        return _native.reason
+    if not _native.cuda_built():
+        return "the extension was built without CUDA"
+    return "" if torch.cuda.is_available() else "no GPU is visible"
+
+
+def _missing(name: str) -> str:
+    """Why the backend `name` cannot run here, or an empty string."""
+    if name == "reference":
+        return ""
+    if name == "cpp":
+        return "" if _native.loaded else _native.reason
+    return _triton_missing() if name == "triton" else _cuda_missing()
+
+
+def status() -> list[Status]:
+    """Every backend, whether it can run here, and the reason where it cannot."""
+    reasons = [(name, _missing(name)) for name in NAMES]
+    return [Status(name, not reason, reason or "available") for name, reason in reasons]
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def forced() -> str | None:
+    """The backend that is forced now, if any."""
+    return _forced[-1] if _forced else None
+
+
+def implementation(backend: str, op: str) -> Callable[..., Any]:
+    """The function with which `backend` computes the dispatcher op `op`."""
+    family = _FAMILY_OF[op]
+    if backend == "reference":
+        return getattr(importlib.import_module(f"genmod.reference.{family}"), op)
+    if backend == "triton":
+        return getattr(importlib.import_module(f"genmod.kernels.{family}"), op)
+    if backend == "cuda":
+        return getattr(torch.ops.genmod_cuda, op)
+    raise ValueError(f"the backend {backend!r} is reached through the dispatcher only")
+
+
+def _runs_on(backend: str) -> tuple[str, ...]:
+    if backend == "reference":
+        return ("CPU", "CUDA")
+    if backend == "triton":
+        return ("CPU", "CUDA") if _interpreting() else ("CUDA",)
+    return ("CPU",) if backend == "cpp" else ("CUDA",)
+
+
+def _refuse(backend: str, key: str) -> Callable[..., Any]:
+    def refuse(*args: Any) -> Any:
+        raise RuntimeError(f"genmod: backend {backend!r} is forced, but it does not run on {key} tensors")
+
+    return refuse
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force one backend, forward and backward, for the whole process while the context is open.
+
+    The backend must be able to run, here and on the tensors given, or an error says why it cannot: nothing falls back.
+    It holds for all threads, since autograd runs the backward of CUDA tensors in threads of its own.
+
+    Args:
+        name: "reference", "cpp" (CPU), "triton" (CUDA; CPU under TRITON_INTERPRET=1), "cuda" (CUDA C++) or "auto",
+            which is the choice that is made when nothing is forced.
+
+    Raises:
+        ValueError: if there is no backend of that name.
+        RuntimeError: if it cannot run in this process, with the reason.
+    """
+    if name not in (*NAMES, "auto"):
+        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(NAMES)} or auto")
+    reason = "" if name == "auto" else _missing(name)
+    if reason:
+        raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
+    library = torch.library.Library("genmod", "IMPL")
+    _forced.append(name)
+    try:
+        _override(library, name)
+        yield
+    finally:
+        _forced.pop()
+        library._destroy()
+
+
+def _override(library: torch.library.Library, name: str) -> None:
+    """Put `name` in place of the usual kernels; destroying the library gives them back."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        for op in _FAMILY_OF:
+            for key in ("CPU", "CUDA"):
+                if name == "auto":
+                    kernel = None
+                elif key not in _runs_on(name):
+                    kernel = _refuse(name, key)
+                else:
+                    kernel = None if name == "cpp" else implementation(name, op)
+                if kernel is not None:
+                    library.impl(op, kernel, key, allow_override=True)
+
+
+def force_from_environment() -> None:
+    """Apply GENMOD_BACKEND for the life of the process, if it is set."""
+    name = os.environ.get("GENMOD_BACKEND", "auto")
+    if name != "auto":
+        _environment.enter_context(backend(name))
+
+
+_environment = contextlib.ExitStack()
+
+
+# CUDA C++ kernels are taken where they were measured on a GPU and beat Triton's; none has been measured yet, so none is.
+def choose_on_cuda(op: str) -> str:
+    """The backend for a CUDA tensor when nothing is forced."""
+    return "reference" if _no_triton() else "triton"
+
+
+@functools.cache
+def _no_triton() -> bool:
+    reason = _triton_missing()
+    if reason:
+        warnings.warn(f"genmod runs its slower reference on CUDA tensors: {reason}", RuntimeWarning, stacklevel=2)
+    return bool(reason)
+
+
+def on_cuda(op: str) -> Callable[..., Any]:
+    """The kernel registered for CUDA tensors: it chooses when it is called, and imports Triton only then."""
+
+    @functools.wraps(implementation("reference", op))
+    def run(*args: Any) -> Any:
+        return implementation(choose_on_cuda(op), op)(*args)
+
+    return run
+
+
+def ops() -> tuple[str, ...]:
+    """Every dispatcher op."""
+    return tuple(_FAMILY_OF)
+
+
+_HOME = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}
+
+
+def explain_choice(op: str, device: torch.device) -> tuple[str, str, list[tuple[str, str]]]:
+    """The backend that `op` would take on that device, why, and (backend, reason) for each that it would not."""
+    name, reason = forced(), "forced"
+    if name is None:
+        name, reason = _choice(op, device)
+    return name, reason, [(other, _why_not(other, name, device)) for other in NAMES if other != name]
+
+
+def _choice(op: str, device: torch.device) -> tuple[str, str]:
+    if device.type == "cpu":
+        return ("cpp", "the kernel for CPU tensors") if _native.loaded else ("reference", _native.reason)
+    if device.type != "cuda":
+        return "reference", f"there are no kernels for {device.type} tensors"
+    name = choose_on_cuda(op)
+    return name, "the kernel for CUDA tensors" if name == "triton" else _triton_missing()
+
+
+def _why_not(other: str, chosen: str, device: torch.device) -> str:
+    if reason := _missing(other):
+        return reason
+    if _HOME.get(other, device.type) != device.type:
+        return f"runs on {_HOME[other]} tensors, not on {device.type}"
+    if forced():
+        return f"{chosen!r} is forced"
+    return "not yet measured faster than Triton on a GPU" if other == "cuda" else f"slower than {chosen}"

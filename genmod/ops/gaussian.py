@@ -1,0 +1,348 @@
+"""Family `gaussian`: sampling from diagonal Gaussians and their Kullback-Leibler divergence, fused.
+
+The public functions check their arguments, draw a seed where noise is needed, and call the dispatcher; schemas, fakes
+and autograd stand below them. The maths is in `genmod.reference.gaussian`, the noise in `genmod.reference.philox`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from genmod import layout
+from genmod.ops import _checks
+from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.reference import gaussian as reference
+
+Reduction = Literal["none", "per_dim", "batch", "batchmean", "mean", "sum"]
+Clamp = Literal["none", "hard", "soft"]
+REDUCTIONS = ("none", "per_dim", "batch", "batchmean", "mean", "sum")
+CLAMPS = ("none", "hard", "soft")
+
+
+def reparameterize(
+    mean: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    clamp: Clamp = "none",
+) -> Tensor:
+    r"""Sample :math:`z = \mu + e^{\ell/2}\,\epsilon` from diagonal Gaussians, differentiably in :math:`\mu, \ell`.
+
+    Noise is drawn inside the kernel from a key that comes from torch's generator (`torch.manual_seed` reproduces it),
+    is the same in every backend, and is drawn again in the backward pass instead of being stored. It follows the memory
+    order of `z`.
+
+    Args:
+        mean: `[B, ...]`, any rank >= 1; float32, float64, bfloat16 or float16. With `logvar` omitted, the packed
+            output `[B, 2C, ...]` of an encoder, mean first; its halves are read in place.
+        logvar: log-variance, with the shape, dtype and device of `mean`.
+        generator: where the noise's key is drawn from; torch's default generator of the device if omitted.
+        noise: :math:`\epsilon` itself, with the shape and dtype of `z`, instead of drawing it.
+        clamp: of the log-variance: "none"; "hard", to [-30, 20] with no gradient outside; "soft", the same bounds with
+            a gradient that fades outside.
+
+    Returns:
+        `z`, with the shape (half the channels, if packed), dtype and memory format of the mean.
+
+    Raises:
+        TypeError: not a tensor, not floating point, or dtypes that differ.
+        ValueError: shapes or devices that differ, an odd number of packed channels, both `noise` and `generator`, or an
+            unknown `clamp`.
+
+    Differentiable twice, in `mean`, `logvar` and `noise`. Kept for backward: the inputs, and the 8-byte key.
+    Source: Kingma and Welling, *Auto-encoding variational Bayes*, ICLR 2014.
+    """
+    view = _check_gaussian(mean, logvar, "mean", "logvar")
+    _checks.choice("clamp", clamp, CLAMPS)
+    seed = _noise_or_seed(mean, view, noise, generator)
+    if _needs_plain_autograd(noise):
+        return reference.reparameterize(mean, logvar, noise, seed, clamp)
+    return _reparameterize(mean, logvar, noise, seed, clamp)
+
+
+def gaussian_kl(
+    mean: Tensor,
+    logvar: Tensor | None = None,
+    other_mean: Tensor | None = None,
+    other_logvar: Tensor | None = None,
+    *,
+    free_bits: float = 0.0,
+    reduction: Reduction = "batchmean",
+    clamp: Clamp = "none",
+) -> Tensor:
+    r"""Kullback-Leibler divergence of diagonal Gaussians from the standard normal, or from second ones, in nats.
+
+    .. math::
+        \mathrm{KL} = \tfrac12\left(\operatorname{expm1}(\ell) - \ell + \mu^2\right), \qquad
+        \mathrm{KL} = \tfrac12\left(\operatorname{expm1}(\ell - \ell') - (\ell - \ell')
+        + (\mu - \mu')^2 e^{-\ell'}\right)
+
+    Args:
+        mean, logvar: as in :func:`reparameterize`; `logvar` omitted means that `mean` is packed.
+        other_mean, other_logvar: the second Gaussian, in either form too; the standard normal if omitted.
+        free_bits: floor under each element's KL, in nats; below it the gradient is zero. 0 leaves the KL as it is.
+        reduction: "none", per element; "per_dim", averaged over the batch, `[...]`; "batch", summed per sample, `[B]`;
+            "batchmean", that averaged over the batch; "mean", over all elements; "sum". An empty batch gives zero.
+        clamp: of both log-variances, as in :func:`reparameterize`.
+
+    Returns:
+        The KL in float32, or in float64 for float64 inputs.
+
+    Raises:
+        TypeError: not a tensor, not floating point, or dtypes that differ.
+        ValueError: shapes or devices that differ, an odd number of packed channels, `other_logvar` without
+            `other_mean`, negative `free_bits`, or an unknown `reduction` or `clamp`.
+
+    Differentiable twice, in all four tensors. Kept for backward: the inputs.
+    Source: Kingma and Welling, ICLR 2014, appendix B; free bits: Kingma et al., NeurIPS 2016, here per element.
+    """
+    view = _check_gaussian(mean, logvar, "mean", "logvar")
+    if other_mean is not None:
+        _check_other(mean, view, other_mean, other_logvar)
+    elif other_logvar is not None:
+        raise ValueError("other_mean: got None with other_logvar given, expected both, or the packed pair in other_mean")
+    _check_kl_options(free_bits, reduction, clamp)
+    call = reference.gaussian_kl if _needs_plain_autograd(None) else _gaussian_kl
+    if reduction == "per_dim":
+        return _mean_over_batch(call(mean, logvar, other_mean, other_logvar, float(free_bits), "none", clamp))
+    return call(mean, logvar, other_mean, other_logvar, float(free_bits), reduction, clamp)
+
+
+def sample_kl(
+    mean: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    free_bits: float = 0.0,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    reduction: Reduction = "batchmean",
+    clamp: Clamp = "none",
+) -> tuple[Tensor, Tensor]:
+    """:func:`reparameterize` and :func:`gaussian_kl` to the standard normal, in one pass forward and one backward.
+
+    Args, errors and gradients are those of the two functions.
+
+    Returns:
+        `(z, kl)`.
+    """
+    view = _check_gaussian(mean, logvar, "mean", "logvar")
+    _check_kl_options(free_bits, reduction, clamp)
+    seed = _noise_or_seed(mean, view, noise, generator)
+    call = reference.sample_kl if _needs_plain_autograd(noise) else _sample_kl
+    if reduction == "per_dim":
+        z, kl = call(mean, logvar, noise, seed, float(free_bits), "none", clamp)
+        return z, _mean_over_batch(kl)
+    return call(mean, logvar, noise, seed, float(free_bits), reduction, clamp)
+
+
+def gaussian_nll(
+    x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, reduction: Reduction = "batchmean", clamp: Clamp = "none"
+) -> Tensor:
+    r"""Negative log-likelihood of `x` under diagonal Gaussians, in nats:
+    :math:`\tfrac12\left(\ln 2\pi + \ell + (x - \mu)^2 e^{-\ell}\right)` per element.
+
+    Plain PyTorch on every device: it is evaluated once per image, not per training step. Arguments as in
+    :func:`gaussian_kl`, with `x` of the mean's shape; differentiable to any order.
+    """
+    shape = _check_gaussian(mean, logvar, "mean", "logvar")
+    _checks.like("x", x, "mean", mean, shape)
+    _check_kl_options(0.0, reduction, clamp)
+    nll = reference.negative_log_likelihood(x, mean, logvar, clamp)
+    return _mean_over_batch(nll) if reduction == "per_dim" else reference.reduce(nll, 0.0, reduction)
+
+
+def clamp_logvar(logvar: Tensor, *, clamp: Clamp = "hard") -> Tensor:
+    """The clamp that the ops of this family apply inside, by itself: "none", "hard" or "soft", to [-30, 20]."""
+    _checks.tensor("logvar", logvar)
+    _checks.choice("clamp", clamp, CLAMPS)
+    return reference.clamp_logvar(logvar, clamp)
+
+
+# Arguments.
+
+
+def _check_gaussian(mean: Any, logvar: Any, mean_name: str, logvar_name: str) -> torch.Size:
+    """Check one Gaussian; returns the shape of its mean."""
+    _checks.tensor(mean_name, mean)
+    if logvar is not None:
+        _checks.like(logvar_name, logvar, mean_name, mean, mean.shape)
+        return mean.shape
+    if mean.dim() < 2 or mean.shape[1] % 2:
+        raise ValueError(
+            f"{mean_name}: got shape {tuple(mean.shape)} without {logvar_name}, expected a packed [B, 2C, ...] tensor with "
+            f"an even number of channels, or {logvar_name} as well"
+        )
+    return torch.Size((mean.shape[0], mean.shape[1] // 2, *mean.shape[2:]))
+
+
+def _check_other(mean: Tensor, shape: torch.Size, other_mean: Any, other_logvar: Any) -> None:
+    packed = torch.Size((shape[0], shape[1] * 2, *shape[2:])) if other_logvar is None and len(shape) > 1 else shape
+    _checks.like("other_mean", other_mean, "the first Gaussian", mean, packed)
+    _check_gaussian(other_mean, other_logvar, "other_mean", "other_logvar")
+
+
+def _check_kl_options(free_bits: Any, reduction: Any, clamp: Any) -> None:
+    _checks.nonnegative("free_bits", free_bits)
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    _checks.choice("clamp", clamp, CLAMPS)
+
+
+def _noise_or_seed(
+    mean: Tensor, shape: torch.Size, noise: Tensor | None, generator: torch.Generator | None
+) -> Tensor | None:
+    """A fresh key for the noise, unless the noise is given."""
+    if noise is None:
+        return torch.randint(0x7FFFFFFFFFFFFFFF, (), dtype=torch.int64, device=mean.device, generator=generator)
+    if generator is not None:
+        raise ValueError("generator: got one together with noise, expected one of the two")
+    _checks.like("noise", noise, "mean", mean, shape)
+    return None
+
+
+def _needs_plain_autograd(noise: Tensor | None) -> bool:
+    # Under torch.func's transforms the reference runs: it is plain ATen and right in every mode, which an opaque op is
+    # not. A gradient for the noise itself is rare enough to go the same way.
+    return torch._C._are_functorch_transforms_active() or (noise is not None and noise.requires_grad)
+
+
+def _mean_over_batch(kl: Tensor) -> Tensor:
+    return kl.sum(0) / max(kl.shape[0], 1)
+
+
+# Dispatcher ops. Every backend implements exactly these.
+
+
+def _kl_like(mean: Tensor, view: Tensor, reduction: str) -> Tensor:
+    dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    if reduction == "none":
+        return layout.empty_output(view, dtype)
+    return mean.new_empty((view.shape[0],) if reduction == "batch" else (), dtype=dtype)
+
+
+def _reparameterize_fake(mean, logvar, noise, seed, clamp):
+    return layout.empty_output(layout.split(mean, logvar)[0])
+
+
+def _gaussian_kl_fake(mean, logvar, other_mean, other_logvar, free_bits, reduction, clamp):
+    return _kl_like(mean, layout.split(mean, logvar)[0], reduction)
+
+
+def _sample_kl_fake(mean, logvar, noise, seed, free_bits, reduction, clamp):
+    view = layout.split(mean, logvar)[0]
+    return layout.empty_output(view), _kl_like(mean, view, reduction)
+
+
+def _reparameterize_backward_fake(grad, mean, logvar, noise, seed, clamp, wanted):
+    return layout.empty_gradients(mean, logvar, wanted)[0]
+
+
+def _gaussian_kl_backward_fake(
+    grad, mean, logvar, other_mean, other_logvar, free_bits, reduction, clamp, wanted
+):
+    first = layout.empty_gradients(mean, logvar, wanted)[0]
+    if other_mean is None:
+        return *first, mean.new_empty(0), mean.new_empty(0)
+    form = layout.memory_format_of(layout.split(mean, logvar)[0])
+    return *first, *layout.empty_gradients(other_mean, other_logvar, wanted >> 2, form)[0]
+
+
+def _sample_kl_backward_fake(
+    grad_z, grad_kl, mean, logvar, noise, seed, free_bits, reduction, clamp, wanted
+):
+    return layout.empty_gradients(mean, logvar, wanted)[0]
+
+
+_reparameterize = define(
+    "gaussian",
+    "reparameterize(Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, str clamp) -> Tensor",
+    _reparameterize_fake,
+)
+_reparameterize_backward = define(
+    "gaussian",
+    "reparameterize_backward(Tensor grad, Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, str clamp, "
+    "int wanted) -> (Tensor, Tensor)",
+    _reparameterize_backward_fake,
+)
+_gaussian_kl = define(
+    "gaussian",
+    "gaussian_kl(Tensor mean, Tensor? logvar, Tensor? other_mean, Tensor? other_logvar, float free_bits, "
+    "str reduction, str clamp) -> Tensor",
+    _gaussian_kl_fake,
+)
+_gaussian_kl_backward = define(
+    "gaussian",
+    "gaussian_kl_backward(Tensor grad, Tensor mean, Tensor? logvar, Tensor? other_mean, Tensor? other_logvar, "
+    "float free_bits, str reduction, str clamp, int wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+    _gaussian_kl_backward_fake,
+)
+_sample_kl = define(
+    "gaussian",
+    "sample_kl(Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, float free_bits, str reduction, "
+    "str clamp) -> (Tensor, Tensor)",
+    _sample_kl_fake,
+)
+_sample_kl_backward = define(
+    "gaussian",
+    "sample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, "
+    "float free_bits, str reduction, str clamp, int wanted) -> (Tensor, Tensor)",
+    _sample_kl_backward_fake,
+)
+
+
+# Autograd: a forward op saves its tensors and hands them to its backward op, which is differentiable itself.
+
+
+def _wanted(needs: tuple[bool, ...]) -> int:
+    return sum(1 << i for i, need in enumerate(needs) if need)
+
+
+def _keep(count: int):
+    """Save the first `count` inputs, all tensors or None, and remember the rest."""
+
+    def setup(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:count])
+        ctx.rest = inputs[count:]
+
+    return setup
+
+
+def _only(wanted: int, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(g if wanted >> i & 1 else None for i, g in enumerate(grads))
+
+
+def _reparameterize_vjp(ctx, grad):
+    mean, logvar, noise, seed = ctx.saved_tensors
+    wanted = _wanted(ctx.needs_input_grad[:2])
+    if grad is None or not wanted:
+        return (None,) * 5
+    if wanted == 1 and logvar is not None:
+        return grad, None, None, None, None  # dz/dmean = 1
+    grads = _reparameterize_backward(grad, mean, logvar, noise, seed, *ctx.rest, wanted)
+    return *_only(wanted, *grads), None, None, None
+
+
+def _gaussian_kl_vjp(ctx, grad):
+    wanted = _wanted(ctx.needs_input_grad[:4])
+    if grad is None or not wanted:
+        return (None,) * 7
+    grads = _gaussian_kl_backward(grad, *ctx.saved_tensors, *ctx.rest, wanted)
+    return *_only(wanted, *grads), None, None, None
+
+
+def _sample_kl_vjp(ctx, grad_z, grad_kl):
+    wanted = _wanted(ctx.needs_input_grad[:2])
+    if (grad_z is None and grad_kl is None) or not wanted:
+        return (None,) * 7
+    grads = _sample_kl_backward(grad_z, grad_kl, *ctx.saved_tensors, *ctx.rest, wanted)
+    return *_only(wanted, *grads), *(None,) * 5
+
+
+differentiate("reparameterize", _keep(4), _reparameterize_vjp)
+differentiate("gaussian_kl", _keep(4), _gaussian_kl_vjp)
+differentiate("sample_kl", _keep(4), _sample_kl_vjp)
+for _op in ("reparameterize_backward", "gaussian_kl_backward", "sample_kl_backward"):
+    differentiate_backward(_op)

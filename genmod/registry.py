@@ -1,0 +1,105 @@
+"""What an op *is*: one record per op, from which its tests, its benchmarks, its docs and `explain` are made.
+
+An op that is not described here does not exist for the rest of the house; one that is described but lacks a piece
+fails `tests/test_registry.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of a public op: `op(*args, **kwargs)`. `name` says what is special about it."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def map(self, transform: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
+        """The same call with every tensor argument transformed."""
+
+        def apply(value: Any) -> Any:
+            return transform(value) if isinstance(value, torch.Tensor) else value
+
+        return Sample(self.name, tuple(map(apply, self.args)), {k: apply(v) for k, v in self.kwargs.items()})
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor argument, in order."""
+        return [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, torch.Tensor)]
+
+
+@dataclass(frozen=True)
+class BadCall:
+    """A call that must raise `error` with a message that contains every one of `mentions`."""
+
+    name: str
+    call: Callable[[], Any]
+    error: type[Exception]
+    mentions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A named shape that people really run, for the benchmarks."""
+
+    name: str
+    make: Callable[[torch.device, torch.dtype], Sample]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An op, completely.
+
+    Attributes:
+        name: the public function is `genmod.ops.<name>`, the dispatcher op `genmod::<name>`.
+        family: the module of that name in ops/, reference/, kernels/ and csrc/.
+        summary: one line, for tables.
+        public: the public function.
+        eager: the op as people write it in PyTorch, with the public signature: the baseline of accuracy and of speed.
+        gradient_order: how often the op can be differentiated.
+        dispatcher_ops: every dispatcher op that it is made of.
+        differentiable: positions of the tensor arguments that may require a gradient.
+        samples: `(device, dtype) -> Sample`s that the test battery runs, small.
+        bad_calls: calls that must raise, with what the message has to mention.
+        workloads: shapes to benchmark.
+        bytes_moved: `(sample, backward) -> bytes` that an ideal kernel moves.
+        flops: `(sample, backward) -> floating-point operations`, elementary functions counted as one.
+        modules: names in genmod.nn made from it.
+    """
+
+    name: str
+    family: str
+    summary: str
+    public: Callable[..., Any]
+    eager: Callable[..., Any]
+    gradient_order: int
+    dispatcher_ops: tuple[str, ...]
+    differentiable: tuple[int, ...]
+    samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
+    bad_calls: Callable[[], Iterator[BadCall]]
+    workloads: tuple[Workload, ...]
+    bytes_moved: Callable[[Sample, bool], int]
+    flops: Callable[[Sample, bool], int]
+    modules: tuple[str, ...] = ()
+
+
+_SPECS: dict[str, OpSpec] = {}
+
+
+def register(spec: OpSpec) -> OpSpec:
+    """Add an op to the registry. Two ops of one name are a mistake."""
+    if spec.name in _SPECS:
+        raise ValueError(f"op {spec.name!r} is registered already")
+    _SPECS[spec.name] = spec
+    return spec
+
+
+def specs() -> dict[str, OpSpec]:
+    """Every op registered so far, by name. `genmod.specs` registers all of them."""
+    return dict(_SPECS)

@@ -1,0 +1,9 @@
+"""The record of every op (see :class:`genmod.registry.OpSpec`): importing this package registers them all.
+
+One module per family. Tests, benchmarks and docs read them; nothing that runs in a model does.
+"""
+
+from genmod.registry import specs
+from genmod.specs import gaussian
+
+__all__ = ["gaussian", "specs"]
