@@ -1,0 +1,327 @@
+"""What every op must pass, whatever it computes. Each check takes an op's spec and runs all of its samples.
+
+`tests/ops/test_battery.py` applies them to every op, backend and dtype; a project with ops of its own can do the same.
+A check raises AssertionError with the op, the sample and what differed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from genmod.registry import OpSpec, Sample
+
+#: What an output is allowed to be off by, beyond twice eager's own error: its own rounding, and in float64, where eager
+#: serves as the oracle itself, the rounding of eager.
+_SLACK = {torch.float64: 64, torch.float32: 2, torch.bfloat16: 1, torch.float16: 1}
+
+
+def samples(spec: OpSpec, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Iterator[Sample]:
+    """The spec's samples, the same numbers every time."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield from list(spec.samples(device, dtype))
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def as_tuple(value: Any) -> tuple[Tensor, ...]:
+    """An op's outputs, one or several, as a tuple."""
+    return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+def with_grad(spec: OpSpec, sample: Sample, positions: tuple[int, ...] | None = None) -> tuple[Sample, list[Tensor]]:
+    """The sample with detached inputs, of which those at `positions` require a gradient; and those inputs."""
+    chosen = spec.differentiable if positions is None else positions
+    args = [v.detach() if isinstance(v, Tensor) else v for v in sample.args]
+    leaves = []
+    for i in chosen:
+        if i < len(args) and isinstance(args[i], Tensor):
+            args[i] = args[i].detach().requires_grad_()
+            leaves.append(args[i])
+    return Sample(sample.name, tuple(args), sample.kwargs), leaves
+
+
+def cotangents(outputs: tuple[Tensor, ...], seed: int = 1) -> list[Tensor]:
+    """Random incoming gradients, short enough in the mantissa to be the same numbers in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = (torch.randn(o.shape, generator=generator, dtype=torch.float64).to(torch.bfloat16) for o in outputs)
+    return [c.to(o.device, o.dtype) for c, o in zip(draw, outputs)]
+
+
+def values_and_grads(function: Callable[..., Any], spec: OpSpec, sample: Sample) -> list[Tensor]:
+    """All outputs, then the gradients of all differentiable inputs under random incoming gradients."""
+    call, leaves = with_grad(spec, sample)
+    outputs = as_tuple(function(*call.args, **call.kwargs))
+    grads = torch.autograd.grad(outputs, leaves, cotangents(outputs)) if leaves else ()
+    return [t.detach() for t in (*outputs, *grads)]
+
+
+def accuracy(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
+    """Values and gradients against float64: the error is at most twice that of eager PyTorch in the same dtype."""
+    for sample in samples(spec, device, dtype):
+        oracle = values_and_grads(spec.eager, spec, sample.map(lambda t: t.double()))
+        eager = values_and_grads(spec.eager, spec, sample)
+        ours = values_and_grads(spec.public, spec, sample)
+        for i, (o, e, t) in enumerate(zip(oracle, eager, ours)):
+            where = f"{spec.name}, {sample.name}, {dtype}, result {i}"
+            assert t.shape == o.shape, f"{where}: shape {tuple(t.shape)}, expected {tuple(o.shape)}"
+            if o.numel() == 0:
+                continue
+            finite = o.abs() < torch.finfo(t.dtype).max
+            o, e, t = o[finite], e.double()[finite], t.double()[finite]
+            if o.numel() == 0:
+                continue
+            bound = 2 * (e - o).abs().max() + _SLACK[dtype] * torch.finfo(ours[i].dtype).eps * o.abs().clamp(min=1e-3)
+            if dtype == torch.float64:
+                bound = bound + 64 * torch.finfo(dtype).eps * max(1.0, o.abs().max().item())
+            error = (t - o).abs()
+            # NaN in the bound means that eager itself has no value there: nothing to compare with.
+            worst = (error - bound).max().item()
+            assert not worst > 0, f"{where}: error {error.max().item():.3g}, eager's {(e - o).abs().max().item():.3g}"
+            assert not (t.isnan() & ~e.isnan()).any(), f"{where}: NaN where eager has a number"
+
+
+def _checkable(sample: Sample) -> bool:
+    """Whether finite differences mean anything: small, without huge curvature, each element with memory of its own."""
+    small = sum(t.numel() for t in sample.tensors()) <= 150
+    steep = "far from" in sample.name or "beyond" in sample.name
+    return small and not steep and all(0 not in t.stride() for t in sample.tensors())
+
+
+def gradients(spec: OpSpec, device: torch.device) -> None:
+    """gradcheck, and gradgradcheck where the op claims order 2, in float64."""
+    for sample in samples(spec, device, torch.float64):
+        if not _checkable(sample):
+            continue
+        call, leaves = with_grad(spec, sample)
+        if not leaves:
+            continue
+
+        def function(*inputs: Tensor, call: Sample = call, leaves: list[Tensor] = leaves) -> Any:
+            given = iter(inputs)
+            replaced = [next(given) if any(a is leaf for leaf in leaves) else a for a in call.args]
+            return spec.public(*replaced, **call.kwargs)
+
+        where = f"{spec.name}, {sample.name}"
+        try:
+            # Fast mode compares a random projection of the Jacobian, which one wrong entry moves too.
+            torch.autograd.gradcheck(function, leaves, fast_mode=True)
+            if spec.gradient_order >= 2:
+                torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+        except Exception as error:
+            raise AssertionError(f"{where}: {error}") from error
+
+
+def every_subset_of_gradients(spec: OpSpec, device: torch.device) -> None:
+    """Asking for some gradients gives the same ones as asking for all; asking for some outputs only works too."""
+    for sample in samples(spec, device, torch.float32):
+        positions = tuple(i for i in spec.differentiable if i < len(sample.args) and isinstance(sample.args[i], Tensor))
+        call, leaves = with_grad(spec, sample)
+        outputs = as_tuple(spec.public(*call.args, **call.kwargs))
+        grads = dict(zip(positions, torch.autograd.grad(outputs, leaves, cotangents(outputs))))
+        for count in range(1, len(positions)):
+            for subset in itertools.combinations(positions, count):
+                call, leaves = with_grad(spec, sample, subset)
+                outputs = as_tuple(spec.public(*call.args, **call.kwargs))
+                for i, grad in zip(subset, torch.autograd.grad(outputs, leaves, cotangents(outputs))):
+                    torch.testing.assert_close(grad, grads[i], equal_nan=True, msg=f"{spec.name}, {sample.name}, {subset}")
+        if len(outputs) > 1:
+            partial = [_grads_of_output(spec, spec.public, sample, k) for k in range(len(outputs))]
+            expected = [_grads_of_output(spec, spec.eager, sample.map(lambda t: t.double()), k) for k in range(len(outputs))]
+            for got, want in zip(partial, expected):
+                for g, w in zip(got, want):
+                    if w is None:
+                        assert g is None or not g.any(), f"{spec.name}, {sample.name}: a gradient where there is none"
+                    else:
+                        close = torch.allclose(g.double(), w, rtol=1e-4, atol=1e-5 * w.abs().amax().item() if w.numel() else 0)
+                        assert close, f"{spec.name}, {sample.name}: gradient of one output alone"
+
+
+def _grads_of_output(spec: OpSpec, function: Callable[..., Any], sample: Sample, k: int) -> tuple[Tensor | None, ...]:
+    call, leaves = with_grad(spec, sample)
+    output = as_tuple(function(*call.args, **call.kwargs))[k]
+    return torch.autograd.grad(output, leaves, cotangents((output,)), allow_unused=True)
+
+
+def nothing_is_written_to(spec: OpSpec, device: torch.device) -> None:
+    """Inputs and incoming gradients keep their bits and their versions, forward, backward and double backward."""
+    for sample in samples(spec, device, torch.float32):
+        call, leaves = with_grad(spec, sample)
+        if not leaves:
+            continue
+        given = call.tensors()
+        before = [(t.detach().clone(), t._version) for t in given]
+        outputs = as_tuple(spec.public(*call.args, **call.kwargs))
+        incoming = [c.requires_grad_() for c in cotangents(outputs)]
+        copies = [c.detach().clone() for c in incoming]
+        grads = torch.autograd.grad(outputs, leaves, incoming, create_graph=True)
+        if spec.gradient_order >= 2:
+            differentiable = [g for g in grads if g.requires_grad]
+            if differentiable:
+                torch.autograd.grad([g.square().sum() for g in differentiable], leaves + incoming, allow_unused=True)
+        where = f"{spec.name}, {sample.name}"
+        for tensor, (copy, version) in zip(given, before):
+            assert tensor._version == version and _same_bits(tensor, copy), f"{where}: an input was written to"
+        for tensor, copy in zip(incoming, copies):
+            assert _same_bits(tensor, copy), f"{where}: an incoming gradient was written to"
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.detach().nan_to_num(nan=12345.0), b.detach().nan_to_num(nan=12345.0))
+
+
+def determinism(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
+    """The same bits twice, on one thread as on several, and with every fresh output filled with NaN before it is used."""
+    threads = torch.get_num_threads()
+    for sample in samples(spec, device, dtype):
+        first = values_and_grads(spec.public, spec, sample)
+        again = values_and_grads(spec.public, spec, sample)
+        try:
+            torch.set_num_threads(1)
+            alone = values_and_grads(spec.public, spec, sample)
+        finally:
+            torch.set_num_threads(threads)
+        try:
+            torch.use_deterministic_algorithms(True)  # which fills uninitialised memory with NaN
+            poisoned = values_and_grads(spec.public, spec, sample)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        for other, why in ((again, "twice"), (alone, "on one thread"), (poisoned, "in poisoned memory")):
+            for i, (a, b) in enumerate(zip(first, other)):
+                assert _same_bits(a, b), f"{spec.name}, {sample.name}, {dtype}, result {i}: other bits {why}"
+
+
+def memory_format(spec: OpSpec, device: torch.device) -> None:
+    """An element-wise output or gradient of a channels_last input is channels_last."""
+    for sample in samples(spec, device, torch.float32):
+        first = sample.args[0]
+        if not isinstance(first, Tensor) or first.dim() != 4 or 1 in first.shape:
+            continue
+        if not first.is_contiguous(memory_format=torch.channels_last) or first.is_contiguous():
+            continue
+        for result in values_and_grads(spec.public, spec, sample):
+            if result.dim() == 4:
+                where = f"{spec.name}, {sample.name}"
+                assert result.is_contiguous(memory_format=torch.channels_last), f"{where}: strides {result.stride()}"
+
+
+class _Calls(TorchDispatchMode):
+    """Records the calls of genmod's dispatcher ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "genmod":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def dispatcher_calls(spec: OpSpec, sample: Sample) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The dispatcher ops, with arguments, that a forward and a backward of the sample end in."""
+    with _Calls() as recorder:
+        values_and_grads(spec.public, spec, sample)
+    return recorder.calls
+
+
+def opcheck(spec: OpSpec, device: torch.device, *, every: int = 2) -> set[str]:
+    """torch's own checks of every dispatcher op: schema, fake tensors, autograd registration, AOT dispatch.
+
+    They run on each `every`-th sample, the slow AOT check on each tenth of those. Returns the names of the ops reached.
+    """
+    seen = set()
+    quick = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for number, sample in enumerate(itertools.islice(samples(spec, device, torch.float32), 0, None, every)):
+        for op, args in dispatcher_calls(spec, sample):
+            seen.add(op._schema.name.split("::")[1])
+            tests = (*quick, "test_aot_dispatch_dynamic") if number % 10 == 0 else quick
+            detached = tuple(
+                a.detach().requires_grad_(a.is_floating_point() and i in spec.differentiable) if isinstance(a, Tensor) else a
+                for i, a in enumerate(args)
+            )
+            try:
+                torch.library.opcheck(op, detached, test_utils=tests)
+            except Exception as error:
+                raise AssertionError(f"{op}, {sample.name}: {error}") from error
+    return seen
+
+
+def not_a_number(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
+    """A NaN in one element of an input gives NaN at that element of every element-wise result, and nowhere else."""
+    for sample in samples(spec, device, dtype):
+        first = sample.args[0]
+        packed = len(sample.args) > 1 and sample.args[1] is None
+        if not isinstance(first, Tensor) or first.numel() < 4 or packed or "expanded" in sample.name:
+            continue
+        place = tuple(s // 2 for s in first.shape)
+        for position in spec.differentiable:
+            if position >= len(sample.args) or not isinstance(sample.args[position], Tensor):
+                continue
+            args = list(sample.args)
+            args[position] = args[position].clone()
+            args[position][place] = float("nan")
+            if args[position].shape != first.shape:
+                continue
+            for i, result in enumerate(as_tuple(spec.public(*args, **sample.kwargs))):
+                expected = as_tuple(spec.public(*sample.args, **sample.kwargs))[i]
+                where = f"{spec.name}, {sample.name}, input {position}, result {i}"
+                if result.shape == first.shape:
+                    assert result[place].isnan(), f"{where}: the NaN is gone"
+                    result = result.clone()
+                    result[place] = expected[place]
+                    assert _same_bits(result, expected), f"{where}: the NaN spread"
+                elif result.dim() == 0:
+                    assert result.isnan(), f"{where}: the NaN is gone"
+
+
+def kept_for_backward(spec: OpSpec, device: torch.device) -> None:
+    """Nothing is kept for backward but inputs and a few bytes."""
+    for sample in samples(spec, device, torch.float32):
+        call, leaves = with_grad(spec, sample)
+        if not leaves:
+            continue
+        allowed = {t.untyped_storage().data_ptr() for t in call.tensors()}
+        kept: list[Tensor] = []
+
+        def pack(t: Tensor, kept: list[Tensor] = kept) -> Tensor:
+            kept.append(t)
+            return t
+
+        kwargs = {k: v for k, v in call.kwargs.items() if k != "noise"}
+        for options in (call.kwargs, kwargs):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                spec.public(*call.args, **options)
+        extra = sum(t.numel() * t.element_size() for t in kept if t.untyped_storage().data_ptr() not in allowed)
+        assert extra <= 64, f"{spec.name}, {sample.name}: {extra} bytes kept besides the inputs"
+
+
+def autocast(spec: OpSpec, device: torch.device) -> None:
+    """Autocast changes nothing: the op computes in float32 or better whatever it is given."""
+    for sample in samples(spec, device, torch.float32):
+        plain = as_tuple(spec.public(*sample.args, **sample.kwargs))
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            cast = as_tuple(spec.public(*sample.args, **sample.kwargs))
+        for a, b in zip(plain, cast):
+            assert a.dtype == b.dtype and _same_bits(a, b), f"{spec.name}, {sample.name}: autocast changed the result"
+
+
+def bad_calls(spec: OpSpec) -> None:
+    """Each documented error is raised, and its message names what it should."""
+    for bad in spec.bad_calls():
+        try:
+            bad.call()
+        except bad.error as error:
+            missing = [m for m in bad.mentions if m not in str(error)]
+            assert not missing, f"{spec.name}, {bad.name}: the message lacks {missing}: {error}"
+        except Exception as error:
+            raise AssertionError(f"{spec.name}, {bad.name}: {type(error).__name__}, expected {bad.error.__name__}") from error
+        else:
+            raise AssertionError(f"{spec.name}, {bad.name}: no error")

@@ -1,0 +1,21 @@
+"""Shared set-up: Triton kernels run on CPU tensors through the interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+
+if not HAS_GPU:
+    try:
+        import genmod.testing.interpreter  # noqa: F401  (before any kernel is imported)
+    except ModuleNotFoundError as error:
+        if error.name not in ("triton","genmod.testing.interpreter"):
+            raise
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.keywords and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
