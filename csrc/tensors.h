@@ -188,13 +188,17 @@ struct GaussianGrad {
   GaussianGrad(const Gaussian& g, bool want_mean, bool want_logvar) : cols(g.numel), stride(g.numel) {
     const Tensor& like = g.mean.tensor;
     const ScalarType type = like.scalar_type();
-    first = empty({0}, like, type);
-    second = empty({0}, like, type);  // one tensor twice would be an alias, which a schema forbids
+    const auto make = [&](bool want) { return want ? empty(g.mean.sizes, like, type, g.format) : empty({0}, like, type); };
     if (!g.packed) {
-      if (want_mean) mean = (first = empty(g.mean.sizes, like, type, g.format)).mutable_data_ptr();
-      if (want_logvar) logvar = (second = empty(g.mean.sizes, like, type, g.format)).mutable_data_ptr();
-    } else if (want_mean) {
-      first = empty(like.sizes().vec(), like, type, g.format);
+      first = make(want_mean);
+      second = make(want_logvar);
+      if (want_mean) mean = first.mutable_data_ptr();
+      if (want_logvar) logvar = second.mutable_data_ptr();
+      return;
+    }
+    first = want_mean ? empty(like.sizes().vec(), like, type, g.format) : empty({0}, like, type);
+    second = empty({0}, like, type);
+    if (want_mean) {
       const View half = View::half(first, 1);
       const Cut cut = collapse(half, g.format);
       mean = first.mutable_data_ptr();

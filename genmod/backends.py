@@ -159,8 +159,12 @@ def _override(library: torch.library.Library, name: str) -> None:
 def force_from_environment() -> None:
     """Apply GENMOD_BACKEND for the life of the process, if it is set."""
     name = os.environ.get("GENMOD_BACKEND", "auto")
-    if name != "auto":
+    if name == "auto":
+        return
+    try:
         _environment.enter_context(backend(name))
+    except (ValueError, RuntimeError) as error:
+        raise type(error)(f"GENMOD_BACKEND={name}: {error}") from None
 
 
 _environment = contextlib.ExitStack()

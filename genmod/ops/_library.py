@@ -1,10 +1,14 @@
-"""Defining a dispatcher op: schema, kernels, fake and autograd, in one call each.
+"""Defining a dispatcher op: schema, kernels, fake and autograd.
 
 `define` gives an op its schema, its fake (shapes and strides without data) and its kernels: the reference for every
 device, and for CUDA tensors the choice of `genmod.backends`. The C++ extension registers its CPU kernels by itself.
 
 `differentiate` makes a forward op differentiable by its backward op. `differentiate_backward` makes that backward op
 differentiable in turn, by autograd through its reference: exact, to any order, and off the fast path.
+
+Both return the function that public ops call. It is the op's own Autograd kernel, called without passing through the
+dispatcher first: at small sizes the two trips through the dispatcher that `torch.library.register_autograd` makes cost
+several times what the kernel does.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from genmod import backends
 LIBRARY = torch.library.Library("genmod", "DEF")
 
 
-def define(family: str, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Define `genmod::<op>` from a schema string and return it, ready to be called."""
+def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Define `genmod::<op>` from a schema string."""
     op = schema.split("(", 1)[0]
     backends.register_op(op, family)
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -29,43 +33,70 @@ def define(family: str, schema: str, fake: Callable[..., Any]) -> Callable[..., 
     if torch.version.cuda or torch.version.hip:
         LIBRARY.impl(op, backends.on_cuda(op), "CUDA")
     torch.library.register_fake(f"genmod::{op}", fake, lib=LIBRARY)
-    return getattr(torch.ops.genmod, op).default
 
 
-def differentiate(op: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """Register autograd for a forward op. A gradient that does not arrive stays None in `backward`."""
+def differentiate(op: str, save: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Register autograd for an op and return the function to call it by.
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        setup(ctx, inputs, output)
+    Args:
+        op: its name.
+        save: `(ctx, *inputs)`, keeps what `backward` needs.
+        backward: `(ctx, *grads)` to one gradient per input; a gradient that does not arrive is None.
+    """
+    overload = getattr(torch.ops.genmod, op).default
+    below_autograd = torch._C._AutoDispatchBelowAutograd
 
-    torch.library.register_autograd(f"genmod::{op}", backward, setup_context=setup_context, lib=LIBRARY)
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            ctx.set_materialize_grads(False)
+            save(ctx, *inputs)
+            with below_autograd():
+                return overload(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return backward(ctx, *grads)
+
+    Function.__name__ = Function.__qualname__ = f"genmod_{op}"
+
+    def kernel(*inputs: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
+            return Function.apply(*inputs)
+        with below_autograd():
+            return overload(*inputs)
+
+    def call(*inputs: Any) -> Any:
+        # A graph being traced should hold the op, not what its autograd is made of.
+        return overload(*inputs) if torch.compiler.is_compiling() else kernel(*inputs)
+
+    LIBRARY.impl(op, kernel, "Autograd")
+    return call
 
 
-def differentiate_backward(op: str) -> None:
-    """Register autograd for a backward op: the vector-Jacobian product of its reference."""
+def differentiate_backward(op: str) -> Callable[..., Any]:
+    """Register autograd for a backward op, the vector-Jacobian product of its reference; return the function to call."""
     reference = backends.implementation("reference", op)
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def save(ctx: Any, *inputs: Any) -> None:
         ctx.save_for_backward(*(v if isinstance(v, Tensor) else None for v in inputs))
         ctx.rest = tuple(None if isinstance(v, Tensor) else v for v in inputs)
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         further = torch.is_grad_enabled()
+        results: list[Tensor | None] = [None] * len(ctx.rest)
         with torch.enable_grad():
             # Aliases, so that one input's gradient does not flow on through another that was computed from it.
-            args = [r if t is None else t.view_as(t) for t, r in zip(ctx.saved_tensors, ctx.rest)]
+            args = [r if t is None else t.view_as(t) for t, r in zip(ctx.saved_tensors, ctx.rest, strict=True)]
             outputs = reference(*args)
             outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-            pairs = [(o, g) for o, g in zip(outputs, grads) if g is not None and o.requires_grad]
-            inputs = [i for i, a in enumerate(args) if isinstance(a, Tensor) and ctx.needs_input_grad[i]]
-            results: list[Tensor | None] = [None] * len(args)
-            if pairs and inputs:
-                found = torch.autograd.grad(
-                    [o for o, _ in pairs], [args[i] for i in inputs], [g for _, g in pairs], create_graph=further, allow_unused=True
-                )
-                for i, g in zip(inputs, found):
-                    results[i] = g
+            known = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+            wanted = [i for i, a in enumerate(args) if isinstance(a, Tensor) and ctx.needs_input_grad[i]]
+            if known and wanted:
+                inputs, (outputs, incoming) = [args[i] for i in wanted], zip(*known, strict=True)
+                found = torch.autograd.grad(outputs, inputs, incoming, create_graph=further, allow_unused=True)
+                for i, grad in zip(wanted, found, strict=True):
+                    results[i] = grad
         return tuple(results)
 
-    differentiate(op, setup, backward)
+    return differentiate(op, save, backward)

@@ -256,36 +256,36 @@ def _sample_kl_backward_fake(
     return layout.empty_gradients(mean, logvar, wanted)[0]
 
 
-_reparameterize = define(
+define(
     "gaussian",
     "reparameterize(Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, str clamp) -> Tensor",
     _reparameterize_fake,
 )
-_reparameterize_backward = define(
+define(
     "gaussian",
     "reparameterize_backward(Tensor grad, Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, str clamp, "
     "int wanted) -> (Tensor, Tensor)",
     _reparameterize_backward_fake,
 )
-_gaussian_kl = define(
+define(
     "gaussian",
     "gaussian_kl(Tensor mean, Tensor? logvar, Tensor? other_mean, Tensor? other_logvar, float free_bits, "
     "str reduction, str clamp) -> Tensor",
     _gaussian_kl_fake,
 )
-_gaussian_kl_backward = define(
+define(
     "gaussian",
     "gaussian_kl_backward(Tensor grad, Tensor mean, Tensor? logvar, Tensor? other_mean, Tensor? other_logvar, "
     "float free_bits, str reduction, str clamp, int wanted) -> (Tensor, Tensor, Tensor, Tensor)",
     _gaussian_kl_backward_fake,
 )
-_sample_kl = define(
+define(
     "gaussian",
     "sample_kl(Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, float free_bits, str reduction, "
     "str clamp) -> (Tensor, Tensor)",
     _sample_kl_fake,
 )
-_sample_kl_backward = define(
+define(
     "gaussian",
     "sample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, "
     "float free_bits, str reduction, str clamp, int wanted) -> (Tensor, Tensor)",
@@ -300,14 +300,9 @@ def _wanted(needs: tuple[bool, ...]) -> int:
     return sum(1 << i for i, need in enumerate(needs) if need)
 
 
-def _keep(count: int):
-    """Save the first `count` inputs, all tensors or None, and remember the rest."""
-
-    def setup(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:count])
-        ctx.rest = inputs[count:]
-
-    return setup
+def _save(ctx, *inputs):
+    ctx.save_for_backward(*inputs[:4])  # tensors or None
+    ctx.rest = inputs[4:]  # options
 
 
 def _only(wanted: int, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -341,8 +336,9 @@ def _sample_kl_vjp(ctx, grad_z, grad_kl):
     return *_only(wanted, *grads), *(None,) * 5
 
 
-differentiate("reparameterize", _keep(4), _reparameterize_vjp)
-differentiate("gaussian_kl", _keep(4), _gaussian_kl_vjp)
-differentiate("sample_kl", _keep(4), _sample_kl_vjp)
-for _op in ("reparameterize_backward", "gaussian_kl_backward", "sample_kl_backward"):
-    differentiate_backward(_op)
+_reparameterize = differentiate("reparameterize", _save, _reparameterize_vjp)
+_gaussian_kl = differentiate("gaussian_kl", _save, _gaussian_kl_vjp)
+_sample_kl = differentiate("sample_kl", _save, _sample_kl_vjp)
+_reparameterize_backward = differentiate_backward("reparameterize_backward")
+_gaussian_kl_backward = differentiate_backward("gaussian_kl_backward")
+_sample_kl_backward = differentiate_backward("sample_kl_backward")

@@ -1,0 +1,105 @@
+"""Time and memory of calls, compared in one run: the clock of the benchmarks, of the demo and of `compare`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: Seconds that one timed stretch of calls should last at least, so that the clock's own grain does not matter.
+_STRETCH = 0.003
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    *,
+    rounds: int = 15,
+    budget: float = 20.0,
+    within: Mapping[str, Callable[[], contextlib.AbstractContextManager[Any]]] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds per call of each contender, one value per round.
+
+    The contenders take turns, forwards and backwards, so that a machine that speeds up or slows down does it to all of
+    them: ratios of medians hold where absolute times do not. Each is called once untimed first. `rounds` shrinks, to no
+    less than five, where all of them together would take more than `budget` seconds. `within` names contexts that some
+    contenders run in; entering them is not timed.
+    """
+    within = within or {}
+
+    def timed(name: str, repeat: int) -> float:
+        with within.get(name, contextlib.nullcontext)():
+            return _seconds(calls[name], repeat, device)
+
+    for name in calls:
+        timed(name, 1)
+    once = {name: timed(name, 1) for name in calls}
+    repeat = {name: max(1, round(_STRETCH / seconds)) for name, seconds in once.items()}
+    one_round = sum(once[name] * repeat[name] for name in calls)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(max(5, min(rounds, int(budget / one_round)))):
+        for name in list(calls) if turn % 2 else reversed(calls):
+            times[name].append(timed(name, repeat[name]))
+    return times
+
+
+def _seconds(call: Callable[[], Any], repeat: int, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeat
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU; a CPU is never late."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    """The most memory that PyTorch's allocator held during the call, beyond what it held before."""
+    call()
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    # On the CPU the allocator keeps no peak; the profiler's trace has each of its allocations and releases.
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    held = peak = 0
+    for _, size in sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler's C++ part logs its start and stop to file descriptor 2, in the middle of other output."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -1,0 +1,43 @@
+"""Every benchmark runs, and an op that is wrong is not reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from benchmarks import __main__ as cli
+from benchmarks import cases, report, runner
+from genmod.specs import specs
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("spec", specs().values(), ids=specs())
+def test_every_case_of_every_workload_runs(spec):
+    for workload in spec.workloads:
+        for case in cases.cases(spec, workload, CPU, torch.float32, ("forward+backward", "double backward")):
+            for name in ("eager", "genmod"):
+                case.calls[name]()
+            assert case.bytes_moved > 0
+            assert case.flops > 0
+
+
+def test_results_hold_what_the_tables_need(tmp_path):
+    file = tmp_path / "result.json"
+    arguments = ["--op", "sample_kl", "--workload", "small VAE", "--mode", "forward+backward", "--rounds", "5"]
+    assert cli.main([*arguments, "--device", "cpu", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert {"commit", "torch", "processor", "date"} <= set(result["machine"])
+    assert {"eager", "compile", "genmod"} <= set(result["rows"][0]["median_seconds"])
+    assert len(report.rows(result)[0]) == len(report.COLUMNS)
+    assert report.markdown(result).count("\n") == 1 + len(result["rows"])
+
+
+def test_a_wrong_op_is_not_reported():
+    right = specs()["reparameterize"]
+    wrong = dataclasses.replace(right, public=lambda mean, logvar=None, **kw: 1.01 * right.public(mean, logvar, **kw))
+    with pytest.raises(runner.RedGate, match="reparameterize"):
+        runner.check(wrong, CPU, torch.float32)

@@ -1,0 +1,102 @@
+"""The definition of done, held: an op that lacks a piece fails here, with the piece's name."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from genmod import backends, nn, ops
+from genmod.registry import OpSpec
+from genmod.specs import specs
+
+ROOT = Path(__file__).parents[1]
+
+
+def functions_in(file: Path) -> set[str]:
+    """Names of the top-level functions of a Python file, without importing it."""
+    if not file.exists():
+        return set()
+    return {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def text_of(path: str) -> str:
+    file = ROOT / path
+    return file.read_text() if file.exists() else ""
+
+
+def missing_pieces(spec: OpSpec) -> list[str]:
+    """What the recipe of docs/add_an_op.md asks for and this op does not have."""
+    family, missing = spec.family, []
+
+    def need(piece: str, present: object) -> None:
+        if not present:
+            missing.append(piece)
+
+    reference = functions_in(ROOT / f"genmod/reference/{family}.py")
+    triton = functions_in(ROOT / f"kernels/{family}.py")
+    cpu, cuda = text_of("csrc/registration.cpp"), text_of("csrc/registration_cuda.cpp")
+    for op in spec.dispatcher_ops:
+        need(f"genmod/reference/{family}.py: {op}", op in reference)
+        need(f"kernels/{family}.py: {op}", op in triton)
+        need(f"csrc/registration.cpp: {op}", f'm.impl("{op}"' in cpu)
+        if (ROOT / f"csrc/cuda/{family}.cu").exists():
+            need(f"csrc/registration_cuda.cpp: {op}", f'm.impl("{op}"' in cuda)
+        need(f"genmod/ops/{family}.py: schema of {op}", op in backends.ops())
+        if op in backends.ops():
+            for key in ("Autograd", "Meta"):
+                found = torch._C._dispatch_has_kernel_for_dispatch_key(f"genmod::{op}", key)
+                need(f"genmod/ops/{family}.py: {key} of {op}", found)
+    need(f"csrc/cpu/{family}.cpp", (ROOT / f"csrc/cpu/{family}.cpp").exists())
+    need(f"genmod.ops.{spec.name}", spec.name in ops.__all__ and getattr(ops, spec.name) is spec.public)
+    doc = spec.public.__doc__ or ""
+    need(f"docstring of genmod.ops.{spec.name}", "Returns:" in doc and ("Args" in doc))
+    need("modules", spec.modules and all(hasattr(nn, name) for name in spec.modules))
+    need(f"genmod/nn/{family}.py", (ROOT / f"genmod/nn/{family}.py").exists())
+    need(f"tests/ops/test_{family}.py", (ROOT / f"tests/ops/test_{family}.py").exists())
+    samples = list(spec.samples(torch.device("cpu"), torch.float32))
+    need("samples", len(samples) >= 10)
+    need("an empty sample", any(t.numel() == 0 for s in samples for t in s.tensors()))
+    need("a non-contiguous sample", any(not t.is_contiguous() for s in samples for t in s.tensors()))
+    need("bad calls", len(list(spec.bad_calls())) >= 5)
+    need("workloads", spec.workloads)
+    need("gradient order", spec.gradient_order in (0, 1, 2))
+    for workload in spec.workloads[:1]:
+        sample = workload.make(torch.device("cpu"), torch.float32)
+        need("bytes and flops", spec.bytes_moved(sample, True) > 0 and spec.flops(sample, True) > 0)
+    need("a line in README.md", f"`{spec.name}`" in text_of("README.md"))
+    need("a row in docs/proven.md", f"`{spec.name}`" in text_of("docs/proven.md"))
+    return missing
+
+
+@pytest.mark.parametrize("spec", specs().values(), ids=specs())
+def test_no_op_lacks_a_piece(spec):
+    assert missing_pieces(spec) == []
+
+
+def test_a_missing_piece_is_named():
+    spec = next(iter(specs().values()))
+    bare = dataclasses.replace(spec, name="softmax", family="attention", dispatcher_ops=("softmax",), modules=())
+    missing = missing_pieces(bare)
+    for piece in ("genmod/reference/attention.py: softmax", "kernels/attention.py: softmax", "genmod.ops.softmax"):
+        assert piece in missing
+    assert any("README" in piece for piece in missing)
+
+
+def test_every_dispatcher_op_belongs_to_a_spec():
+    assert set(backends.ops()) == {op for spec in specs().values() for op in spec.dispatcher_ops}
+
+
+def test_every_kernel_is_compiled_ahead_of_time():
+    """Each @triton.jit function that a launcher starts stands in its family's COMPILE_CASES."""
+    pytest.importorskip("triton")
+    for family in {spec.family for spec in specs().values()}:
+        kernels = importlib.import_module(f"genmod.kernels.{family}")
+        compiled = {case.fn for case in kernels.COMPILE_CASES}
+        entries = {value for name, value in vars(kernels).items() if name.endswith("_kernel") and not name.startswith("__")}
+        assert entries
+        assert entries <= compiled
