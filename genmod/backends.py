@@ -55,7 +55,7 @@ def _cuda_missing() -> str:
     if not _native.loaded:
         return _native.reason
     if not _native.cuda_built():
-        return "the extension was built without CUDA"
+        return f"the extension was built without CUDA: {_native.build_record().get('why_not_cuda') or 'no reason kept'}"
     return "" if torch.cuda.is_available() else "no GPU is visible"
 
 
