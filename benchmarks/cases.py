@@ -19,8 +19,8 @@ MODES = ("forward", "forward+backward", "double backward")
 
 
 class Case(NamedTuple):
-    """One line of the table to be. `calls` maps each contender to a function without arguments, `within` some of them to
-    the context that they run in."""
+    """One line of the table to be. `calls` maps each contender to a function without arguments, `within` some of them
+    to the context that they run in."""
 
     op: str
     workload: str
@@ -32,7 +32,9 @@ class Case(NamedTuple):
     flops: int
 
 
-def cases(spec: OpSpec, workload: Workload, device: torch.device, dtype: torch.dtype, modes: tuple[str, ...]) -> Iterator[Case]:
+def cases(
+    spec: OpSpec, workload: Workload, device: torch.device, dtype: torch.dtype, modes: tuple[str, ...]
+) -> Iterator[Case]:
     """The cases of one op and workload. Contenders: eager, compile, genmod, and each of genmod's backends that runs."""
     torch.manual_seed(0)
     sample = workload.make(device, dtype)
@@ -53,8 +55,8 @@ def cases(spec: OpSpec, workload: Workload, device: torch.device, dtype: torch.d
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile of `function`; noise it would draw is drawn outside, since `randn` inside a compiled CPU function is
-    several times slower than eager's, and a baseline should be as good as its user could make it."""
+    """torch.compile of `function`; noise that it would draw is drawn outside, since `randn` inside a compiled CPU
+    function is several times slower than eager's, and a baseline should be as good as its user could make it."""
     compiled = torch.compile(function)
     if "noise" not in inspect.signature(function).parameters:
         return compiled
@@ -87,7 +89,9 @@ def _call(function: Callable[..., Any], spec: OpSpec, sample: Sample, mode: str)
 
     def double_backward() -> Any:
         outputs = battery.as_tuple(function(*call.args, **call.kwargs))
-        grads = torch.autograd.grad(outputs, leaves, [g.to(o.dtype) for g, o in zip(incoming, outputs)], create_graph=True)
+        grads = torch.autograd.grad(
+            outputs, leaves, [g.to(o.dtype) for g, o in zip(incoming, outputs)], create_graph=True
+        )
         # What is linear in an input has a gradient for it that depends on nothing, and cannot be differentiated.
         curved = [(g, s) for g, s in zip(grads, second) if g.requires_grad]
         return torch.autograd.grad([g for g, _ in curved], leaves, [s for _, s in curved], allow_unused=True)

@@ -18,27 +18,6 @@ template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t)
   torch::stable::parallel_for(0, chunks, kGrain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
 }
 
-// The inputs of one or two Gaussians, cut into common rows; keeps alive whatever had to be copied for that.
-template <class Params> CommonRows set_inputs(Params& p, const Gaussian& g, const Gaussian* other = nullptr) {
-  std::vector<View> views{g.mean, g.logvar};
-  if (other) {
-    STD_TORCH_CHECK(other->mean.sizes == g.mean.sizes && other->dtype == g.dtype, "genmod: both Gaussians must have one shape and dtype");
-    views.push_back(other->mean);
-    views.push_back(other->logvar);
-  }
-  CommonRows rows(std::move(views), g.format, g.numel);
-  p.dtype = g.dtype;
-  p.numel = g.numel;
-  p.cols = rows.cols;
-  p.mean = rows.rows[0];
-  p.logvar = rows.rows[1];
-  if (other) {
-    p.other_mean = rows.rows[2];
-    p.other_logvar = rows.rows[3];
-  }
-  return rows;
-}
-
 // Noise given as a tensor, or the key to draw it from. Keeps a dense copy alive if one had to be made.
 struct Noise {
   std::optional<Tensor> dense;
@@ -169,13 +148,9 @@ std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad, const Ten
 Tensor gaussian_kl(const Tensor& mean, const std::optional<Tensor>& logvar, const std::optional<Tensor>& other_mean,
                    const std::optional<Tensor>& other_logvar, double free_bits, const std::string& reduction, const std::string& clamp) {
   const Gaussian g(mean, logvar);
-  std::optional<Gaussian> other;
+  const std::optional<Gaussian> other = second_gaussian(g, other_mean, other_logvar);
   GaussianForward p{};
-  if (other_mean) {
-    other.emplace(*other_mean, other_logvar);
-    other->format = g.format;  // one memory order for all that is read and written
-  }
-  const CommonRows rows = set_inputs(p, g, other ? &*other : nullptr);
+  const CommonRows rows = set_inputs(p, g, other);
   p.clamp = parse_clamp(clamp);
   p.free_bits = free_bits;
   Kl kl(g, reduction, p);
@@ -188,13 +163,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
                                                                 const std::optional<Tensor>& other_mean, const std::optional<Tensor>& other_logvar, double free_bits,
                                                                 const std::string& reduction, const std::string& clamp, int64_t wanted) {
   const Gaussian g(mean, logvar);
-  std::optional<Gaussian> other;
+  const std::optional<Gaussian> other = second_gaussian(g, other_mean, other_logvar);
   GaussianBackward p{};
-  if (other_mean) {
-    other.emplace(*other_mean, other_logvar);
-    other->format = g.format;  // one memory order for all that is read and written
-  }
-  const CommonRows rows = set_inputs(p, g, other ? &*other : nullptr);
+  const CommonRows rows = set_inputs(p, g, other);
   p.clamp = parse_clamp(clamp);
   p.free_bits = free_bits;
   const Tensor dense = set_grad_kl(p, grad, reduction, g);

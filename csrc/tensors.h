@@ -167,6 +167,39 @@ struct CommonRows {
   }
 };
 
+// The second Gaussian of a divergence, if there is one.
+inline std::optional<Gaussian> second_gaussian(const Gaussian& first, const std::optional<Tensor>& mean,
+                                               const std::optional<Tensor>& logvar) {
+  if (!mean) return std::nullopt;
+  Gaussian second(*mean, logvar);
+  STD_TORCH_CHECK(second.mean.sizes == first.mean.sizes && second.dtype == first.dtype,
+                  "genmod: both Gaussians must have one shape and dtype");
+  second.format = first.format;  // one memory order for all that is read and written
+  return second;
+}
+
+// Hands the inputs of one or two Gaussians, cut into common rows, to a kernel's parameters; the result keeps alive
+// whatever had to be copied for that.
+template <class Params>
+CommonRows set_inputs(Params& p, const Gaussian& g, const std::optional<Gaussian>& other = std::nullopt) {
+  std::vector<View> views{g.mean, g.logvar};
+  if (other) {
+    views.push_back(other->mean);
+    views.push_back(other->logvar);
+  }
+  CommonRows rows(std::move(views), g.format, g.numel);
+  p.dtype = g.dtype;
+  p.numel = g.numel;
+  p.cols = rows.cols;
+  p.mean = rows.rows[0];
+  p.logvar = rows.rows[1];
+  if (other) {
+    p.other_mean = rows.rows[2];
+    p.other_logvar = rows.rows[3];
+  }
+  return rows;
+}
+
 // How a KL is summed: into elements (`per_element`), one value per sample, or one value; `scale` is applied at the end.
 struct Reduction {
   bool per_element, per_sample;

@@ -1,7 +1,8 @@
 """Fused, exact, twice-differentiable layers and losses for generative models in PyTorch.
 
-`genmod.nn` has modules to put into a model, `genmod.ops` the functions behind them, `genmod.reference` what they compute.
-`genmod.backend(name)` forces one implementation; `genmod.explain(op, *args)` says which one a call takes, and why.
+`genmod.nn` has modules to put into a model, `genmod.ops` the functions behind them, `genmod.reference` what they
+compute. `genmod.backend(name)` forces one implementation; `genmod.explain(op, *args)` says which one a call takes, and
+why.
 """
 
 from genmod import nn, ops

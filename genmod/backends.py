@@ -1,11 +1,12 @@
 """Which implementations exist, which one a call takes, and why not the others.
 
-The choice is the dispatcher's: a CPU tensor takes the C++ kernel if the extension is built, a CUDA tensor takes Triton's
-(or CUDA C++, where a table of measured shapes says so), everything else the reference. `backend(name)` replaces that
-choice by one backend that must then run or raise.
+The choice is the dispatcher's: a CPU tensor takes the C++ kernel if the extension is built, a CUDA tensor takes
+Triton's (or CUDA C++, where a table of measured shapes says so), everything else the reference. `backend(name)`
+replaces that choice by one backend that must then run or raise.
 
-A backend is a module per family that has a function for each dispatcher op of the family, with the op's own signature:
-`genmod.reference.<family>`, `genmod.kernels.<family>`, and for the compiled ones the libraries they register themselves.
+A backend is a module per family that has a function for each dispatcher op of the family, with the op's own
+signature: `genmod.reference.<family>`, `genmod.kernels.<family>`, and for the compiled ones the libraries that they
+register themselves.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def force_from_environment() -> None:
 _environment = contextlib.ExitStack()
 
 
-# CUDA C++ kernels are taken where they were measured on a GPU and beat Triton's; none has been measured yet, so none is.
+# CUDA C++ kernels are taken where they were measured on a GPU and beat Triton's; none has been measured yet.
 def choose_on_cuda(op: str) -> str:
     """The backend for a CUDA tensor when nothing is forced."""
     return "reference" if _no_triton() else "triton"

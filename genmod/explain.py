@@ -36,7 +36,9 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in backends.ops():
-        raise ValueError(f"op: got {name!r}, expected one of {', '.join(o for o in backends.ops() if o in ops.__all__)}")
+        raise ValueError(
+            f"op: got {name!r}, expected one of {', '.join(o for o in backends.ops() if o in ops.__all__)}"
+        )
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     if not tensors:
         raise ValueError("args: got no tensor, expected what the op would be called with")

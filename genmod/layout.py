@@ -72,7 +72,7 @@ def empty_gradients(
     """Uninitialised gradients of (mean, logvar), and the views of them that a kernel writes.
 
     Bit 0 of `wanted` asks for the gradient of `mean`, bit 1 for that of `logvar`; one not asked for is an empty (0,)
-    tensor, and its view None. If `mean` is packed, its gradient is one dense packed tensor and the views are its halves.
+    tensor, and its view None. If `mean` is packed, its gradient is one dense packed tensor; the views are its halves.
     The memory format is that of the mean's outputs, unless another Gaussian's has to be followed.
     """
     view, _ = split(mean, logvar)
@@ -97,7 +97,7 @@ def rows(like: Tensor, *tensors: Tensor | None) -> Rows:
     memory_format, numel, batch = memory_format_of(like), like.numel(), like.shape[0]
     if numel == 0:
         return Rows(1, 0, (0,) * len(tensors), 0, tensors)
-    cuts = [None if tensor is None else _collapse(tensor, memory_format) for tensor in tensors]
+    cuts = [None if tensor is None else _cut(tensor, memory_format) for tensor in tensors]
     cols = next((cut.cols for cut in cuts if cut is not None and cut.cols != numel), numel)
     strides, fitting = [], []
     for tensor, cut in zip(tensors, cuts):
@@ -112,6 +112,12 @@ def rows(like: Tensor, *tensors: Tensor | None) -> Rows:
 class _Cut(NamedTuple):
     cols: int
     stride: int
+
+
+def _cut(tensor: Tensor, memory_format: torch.memory_format) -> _Cut | None:
+    if tensor.is_contiguous(memory_format=memory_format):
+        return _Cut(tensor.numel(), tensor.numel())  # as the walk would find, but at once
+    return _collapse(tensor, memory_format)
 
 
 def _event_is_contiguous(view: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -72,7 +74,8 @@ class DiagonalGaussian:
         return torch.zeros_like(nll) if self.deterministic else nll
 
     def __repr__(self) -> str:
-        return f"DiagonalGaussian(shape={tuple(self.mean.shape)}, deterministic={self.deterministic}, clamp={self.clamp!r})"
+        shape = tuple(self.mean.shape)
+        return f"DiagonalGaussian(shape={shape}, deterministic={self.deterministic}, clamp={self.clamp!r})"
 
 
 class GaussianSampler(nn.Module):
@@ -113,7 +116,7 @@ class GaussianSampler(nn.Module):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`(z, kl)`; see :func:`genmod.ops.sample_kl`."""
-        options = {"free_bits": self.free_bits, "reduction": self.reduction, "clamp": self.clamp}
+        options: dict[str, Any] = {"free_bits": self.free_bits, "reduction": self.reduction, "clamp": self.clamp}
         if self.training or self.sample_in_eval:
             return ops.sample_kl(mean, logvar, noise=noise, generator=generator, **options)
         return layout.split(mean, logvar)[0], ops.gaussian_kl(mean, logvar, **options)

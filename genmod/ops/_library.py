@@ -75,7 +75,7 @@ def differentiate(op: str, save: Callable[..., None], backward: Callable[..., An
 
 
 def differentiate_backward(op: str) -> Callable[..., Any]:
-    """Register autograd for a backward op, the vector-Jacobian product of its reference; return the function to call."""
+    """Register autograd for a backward op, the vector-Jacobian product of its reference; return what to call."""
     reference = backends.implementation("reference", op)
 
     def save(ctx: Any, *inputs: Any) -> None:

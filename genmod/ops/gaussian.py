@@ -104,7 +104,9 @@ def gaussian_kl(
     if other_mean is not None:
         _check_other(mean, view, other_mean, other_logvar)
     elif other_logvar is not None:
-        raise ValueError("other_mean: got None with other_logvar given, expected both, or the packed pair in other_mean")
+        raise ValueError(
+            "other_mean: got None with other_logvar given, expected both, or the packed pair in other_mean"
+        )
     _check_kl_options(free_bits, reduction, clamp)
     call = reference.gaussian_kl if _needs_plain_autograd(None) else _gaussian_kl
     if reduction == "per_dim":
@@ -173,8 +175,8 @@ def _check_gaussian(mean: Any, logvar: Any, mean_name: str, logvar_name: str) ->
         return mean.shape
     if mean.dim() < 2 or mean.shape[1] % 2:
         raise ValueError(
-            f"{mean_name}: got shape {tuple(mean.shape)} without {logvar_name}, expected a packed [B, 2C, ...] tensor with "
-            f"an even number of channels, or {logvar_name} as well"
+            f"{mean_name}: got shape {tuple(mean.shape)} without {logvar_name}, expected a packed [B, 2C, ...] tensor "
+            f"with an even number of channels, or {logvar_name} as well"
         )
     return torch.Size((mean.shape[0], mean.shape[1] // 2, *mean.shape[2:]))
 
@@ -240,9 +242,7 @@ def _reparameterize_backward_fake(grad, mean, logvar, noise, seed, clamp, wanted
     return layout.empty_gradients(mean, logvar, wanted)[0]
 
 
-def _gaussian_kl_backward_fake(
-    grad, mean, logvar, other_mean, other_logvar, free_bits, reduction, clamp, wanted
-):
+def _gaussian_kl_backward_fake(grad, mean, logvar, other_mean, other_logvar, free_bits, reduction, clamp, wanted):
     first = layout.empty_gradients(mean, logvar, wanted)[0]
     if other_mean is None:
         return *first, mean.new_empty(0), mean.new_empty(0)
@@ -250,9 +250,7 @@ def _gaussian_kl_backward_fake(
     return *first, *layout.empty_gradients(other_mean, other_logvar, wanted >> 2, form)[0]
 
 
-def _sample_kl_backward_fake(
-    grad_z, grad_kl, mean, logvar, noise, seed, free_bits, reduction, clamp, wanted
-):
+def _sample_kl_backward_fake(grad_z, grad_kl, mean, logvar, noise, seed, free_bits, reduction, clamp, wanted):
     return layout.empty_gradients(mean, logvar, wanted)[0]
 
 

@@ -9,8 +9,8 @@ With mean :math:`\mu`, log-variance :math:`\ell` (after the clamp) and standard 
     \mathrm{KL}\left(N(\mu, e^\ell)\,\|\,N(\mu', e^{\ell'})\right)
     = \tfrac12\left(\operatorname{expm1}(\ell - \ell') - (\ell - \ell') + (\mu - \mu')^2 e^{-\ell'}\right)
 
-per element, in nats. `expm1` keeps what `1 + l - mu^2 - exp(l)` rounds away near the prior. Sources: Kingma and Welling,
-*Auto-encoding variational Bayes*, 2014; free bits: Kingma et al., *Improved variational inference with inverse
+per element, in nats. `expm1` keeps what `1 + l - mu^2 - exp(l)` rounds away near the prior. Sources: Kingma and
+Welling, *Auto-encoding variational Bayes*, 2014; free bits: Kingma et al., *Improved variational inference with inverse
 autoregressive flow*, 2016, taken per element here.
 
 Arithmetic is in float32, in float64 for float64 inputs. `z` and all gradients have the inputs' dtype; a KL is float32
@@ -55,6 +55,7 @@ def draw_noise(mean: Tensor, noise: Tensor | None, seed: Tensor | None) -> Tenso
     """The noise given, or the stream of `seed` laid out in the memory order of `layout.empty_output(mean)`."""
     if noise is not None:
         return _widen(noise)
+    assert seed is not None, "exactly one of noise and seed is given"
     flat = philox.normal(seed, mean.numel()).to(torch.float64 if mean.dtype == torch.float64 else torch.float32)
     if layout.memory_format_of(mean) == torch.contiguous_format:
         return flat.view(mean.shape)
@@ -104,7 +105,9 @@ def _as_output(t: Tensor, mean: Tensor, logvar: Tensor | None) -> Tensor:
     return t.contiguous(memory_format=layout.memory_format_of(layout.split(mean, logvar)[0]))
 
 
-def reparameterize(mean: Tensor, logvar: Tensor | None, noise: Tensor | None, seed: Tensor | None, clamp: str) -> Tensor:
+def reparameterize(
+    mean: Tensor, logvar: Tensor | None, noise: Tensor | None, seed: Tensor | None, clamp: str
+) -> Tensor:
     """:math:`z = \\mu + e^{\\ell/2} \\epsilon`."""
     m, lv = _unpack(mean, logvar, clamp)
     eps = draw_noise(layout.split(mean, logvar)[0], noise, seed)
@@ -148,12 +151,13 @@ def sample_kl(
     return z, _as_output(kl, mean, logvar) if reduction == "none" else kl
 
 
-# The gradients, with g the incoming gradient of the KL times its reduction's factor (zero where free bits bite), g_z that
-# of z, and s the slope of the clamp:
+# The gradients, with g the incoming gradient of the KL times its reduction's factor (zero where free bits bite), g_z
+# that of z, and s the slope of the clamp:
 #     d mean   = g_z + g mean
 #     d logvar = s/2 (g_z e^(l/2) noise + g expm1(l))
 # and between two Gaussians, with delta = mean - mean' and p = e^-l':
-#     d mean = -d mean' = g delta p       d logvar = s/2 g expm1(l - l')       d logvar' = -s'/2 g (expm1(l - l') + delta^2 p)
+#     d mean    =  g delta p            d logvar  =  s/2 g expm1(l - l')
+#     d mean'   = -g delta p            d logvar' = -s'/2 g (expm1(l - l') + delta^2 p)
 
 
 def _clamp_slope(logvar: Tensor, clamp: str) -> Tensor:

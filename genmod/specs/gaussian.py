@@ -14,7 +14,10 @@ from genmod.registry import BadCall, OpSpec, Sample, Workload, register
 
 
 def _halves(mean: Tensor, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
-    return (mean, logvar) if logvar is not None else tuple(mean.chunk(2, dim=1))
+    if logvar is not None:
+        return mean, logvar
+    mean, logvar = mean.chunk(2, dim=1)
+    return mean, logvar
 
 
 def _eager_clamp(logvar: Tensor, clamp: str) -> Tensor:
@@ -36,7 +39,9 @@ def _eager_reduce(kl: Tensor, free_bits: float, reduction: str) -> Tensor:
         return kl.mean(0)
     if reduction == "batch":
         return kl.flatten(1).sum(1) if kl.dim() > 1 else kl
-    return {"sum": kl.sum, "mean": kl.mean, "batchmean": lambda: kl.sum() / max(kl.shape[0], 1)}[reduction]()
+    if reduction == "batchmean":
+        return kl.sum() / max(kl.shape[0], 1)
+    return kl.sum() if reduction == "sum" else kl.mean()
 
 
 def eager_reparameterize(mean, logvar=None, *, noise=None, generator=None, clamp="none"):
@@ -96,9 +101,11 @@ def _pairs(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tens
     channels_last = t(2, 6, 3, 5).contiguous(memory_format=torch.channels_last)
     yield "packed channels_last", channels_last, None
     yield "channels_last", channels_last[:, :3].contiguous(memory_format=torch.channels_last), t(2, 3, 3, 5)
-    yield "channels_last halves", *channels_last.chunk(2, 1)
+    mean, logvar = channels_last.chunk(2, 1)
+    yield "channels_last halves", mean, logvar
     yield "packed channels_last_3d", t(2, 4, 2, 3, 2).contiguous(memory_format=torch.channels_last_3d), None
-    yield "halves of one tensor", *t(4, 14).chunk(2, 1)
+    mean, logvar = t(4, 14).chunk(2, 1)
+    yield "halves of one tensor", mean, logvar
     yield "slice with offset", t(9, 8)[2:7, 1:6], t(9, 8)[2:7, 3:8]
     yield "every other column", t(4, 12)[:, ::2], t(4, 6)
     yield "every other channel", t(2, 6, 3, 3).contiguous(memory_format=torch.channels_last)[:, ::2], t(2, 3, 3, 3)

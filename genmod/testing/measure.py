@@ -46,7 +46,7 @@ def interleaved(
     one_round = sum(once[name] * repeat[name] for name in calls)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(max(5, min(rounds, int(budget / one_round)))):
-        for name in list(calls) if turn % 2 else reversed(calls):
+        for name in list(calls) if turn % 2 else reversed(list(calls)):
             times[name].append(timed(name, repeat[name]))
     return times
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import zlib
+
 import pytest
 import torch
 
@@ -16,9 +20,23 @@ TARGETS = [pytest.param("cpu", name, id=f"cpu-{name}") for name in ON_CPU] + [
     pytest.param("cuda", name, id=f"cuda-{name}", marks=pytest.mark.gpu) for name in ON_GPU
 ]
 
-every_op = pytest.mark.parametrize("spec", specs().values(), ids=specs())
 every_target = pytest.mark.parametrize(("device", "backend"), TARGETS, indirect=["backend"])
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+@pytest.fixture(params=specs().values(), ids=specs())
+def spec(request):
+    """An op; where the backend is Triton's interpreter, which takes a tenth of a second per kernel, with one in six of
+    its samples, other ones in each test."""
+    backend = request.node.callspec.params.get("backend")
+    if backend != "triton" or request.node.callspec.params.get("device") != "cpu":
+        return request.param
+    start = zlib.crc32(request.node.name.encode()) % 6
+
+    def some(device, dtype):
+        return itertools.islice(request.param.samples(device, dtype), start, None, 6)
+
+    return dataclasses.replace(request.param, samples=some)
 
 
 @pytest.fixture
@@ -31,14 +49,12 @@ def backend(request):
         yield name
 
 
-@every_op
 @every_target
 @every_dtype
 def test_accuracy(spec, device, backend, dtype):
     battery.accuracy(spec, torch.device(device), dtype)
 
 
-@every_op
 @every_target
 def test_gradients(spec, device, backend):
     if backend == "triton" and device == "cpu":
@@ -46,61 +62,53 @@ def test_gradients(spec, device, backend):
     battery.gradients(spec, torch.device(device))
 
 
-@every_op
 @every_target
 def test_every_subset_of_gradients(spec, device, backend):
     battery.every_subset_of_gradients(spec, torch.device(device))
 
 
-@every_op
 @every_target
 def test_nothing_is_written_to(spec, device, backend):
     battery.nothing_is_written_to(spec, torch.device(device))
 
 
-@every_op
 @every_target
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_determinism(spec, device, backend, dtype):
     battery.determinism(spec, torch.device(device), dtype)
 
 
-@every_op
 @every_target
 def test_memory_format(spec, device, backend):
     battery.memory_format(spec, torch.device(device))
 
 
-@every_op
 @every_target
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["float32", "float64", "bfloat16"]
+)
 def test_not_a_number(spec, device, backend, dtype):
     battery.not_a_number(spec, torch.device(device), dtype)
 
 
-@every_op
 @every_target
 def test_kept_for_backward(spec, device, backend):
     battery.kept_for_backward(spec, torch.device(device))
 
 
-@every_op
 @every_target
 def test_autocast(spec, device, backend):
     battery.autocast(spec, torch.device(device))
 
 
-@every_op
 def test_opcheck_reaches_every_dispatcher_op(spec):
     assert battery.opcheck(spec, torch.device("cpu")) == set(spec.dispatcher_ops)
 
 
-@every_op
 @pytest.mark.gpu
 def test_opcheck_on_gpu(spec):
     battery.opcheck(spec, torch.device("cuda"))
 
 
-@every_op
 def test_bad_calls(spec):
     battery.bad_calls(spec)

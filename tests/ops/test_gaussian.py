@@ -310,7 +310,9 @@ def test_backend_from_the_environment():
     code = "import torch, genmod; print(genmod.explain('sample_kl', torch.zeros(1, 2)))"
     for name, expected, exit_code in (("reference", "sample_kl on cpu: reference", 0), ("fast", "GENMOD_BACKEND", 1)):
         environment = {**os.environ, "GENMOD_BACKEND": name}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == exit_code
         assert expected in done.stdout + done.stderr
 
