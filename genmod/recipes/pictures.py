@@ -1,0 +1,141 @@
+"""The demo's pictures, as PNG files.
+
+Every image pixel becomes a whole number of screen pixels, so nothing is blurred by resampling. The figures are made
+without pyplot: no global state, no display, no backend to choose.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genmod.recipes import need
+
+DPI = 100
+TILE = 64  # a picture is drawn at least this wide, in screen pixels
+GAP = 4  # screen pixels between pictures
+INK, MUTED, STOCK, GENMOD = "#222222", "#777777", "#e0953a", "#1f5fa8"
+
+
+def save_reconstructions(path: Path, originals: Tensor, reconstructions: Tensor, columns: int = 8) -> None:
+    """Both [N, C, H, W] in [0, 1]: rows of originals, each with its reconstructions underneath."""
+    pairs = zip(originals.split(columns), reconstructions.split(columns), strict=True)
+    rows = [_pad(row, columns) for pair in pairs for row in pair]
+    labels = ["original", "reconstructed"] * (len(rows) // 2)
+    _save_grid(path, torch.stack(rows), "Held-out images and their reconstructions", labels=labels, pairs=True)
+
+
+def save_samples(path: Path, images: Tensor, columns: int = 8) -> None:
+    """[N, C, H, W] in [0, 1], drawn from the prior."""
+    rows = [_pad(row, columns) for row in images.split(columns)]
+    _save_grid(path, torch.stack(rows), "Samples from the prior: z ~ N(0, I), decoded")
+
+
+def save_traversal(path: Path, grid: Tensor, dims: list[int], kl: list[float], values: list[float]) -> None:
+    """grid [rows, columns, C, H, W]: row r moves latent dims[r], of KL kl[r] nats, through `values`."""
+    labels = [f"z{dim}   {nats:.2f} nats" for dim, nats in zip(dims, kl, strict=True)]
+    title = "The prior mean with one latent moved at a time: those with the largest KL on held-out images"
+    _save_grid(path, grid, title, labels=labels, columns=[f"{value:+.1f}" for value in values])
+
+
+def save_curves(path: Path, stock: list[float], genmod: list[float]) -> None:
+    """The two loss curves (nats per image, one value for each step) over each other, and their difference."""
+    figure = need("matplotlib.figure").Figure(figsize=(9, 6), dpi=DPI, layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    steps = np.arange(1, len(stock) + 1)
+    top.plot(steps, genmod, color=MUTED, linewidth=0.5, alpha=0.5, label="each step")
+    for losses, name, color, width in ((stock, "stock PyTorch", STOCK, 5), (genmod, "genmod", GENMOD, 1.5)):
+        top.plot(*_smooth(losses), color=color, linewidth=width, label=f"{name}, mean of {_window(losses)} steps")
+    # The first steps are far above the rest and would flatten the curve.
+    late = np.array(stock[len(stock) // 20 :])
+    margin = 0.08 * (late.max() - late.min()) + 1e-3
+    top.set_ylim(late.min() - margin, late.max() + margin)
+    top.set_ylabel("loss, nats per image")
+    top.set_title("Negative ELBO in training: same weights, batches and noise", loc="left", color=INK)
+    top.legend(frameon=False)
+    gap = np.abs(np.subtract(stock, genmod))
+    # Equal losses have no place on a logarithmic axis: they are left out.
+    bottom.semilogy(steps, np.where(gap > 0, gap, np.nan), ".", color=INK, markersize=3)
+    spacing = np.spacing(np.array(stock, np.float32))
+    bottom.semilogy(steps, spacing, color=GENMOD, linewidth=1, label="one float32 step of the loss")
+    bottom.legend(frameon=False)
+    bottom.set_ylabel("|stock - genmod|, nats")
+    bottom.set_xlabel("training step")
+    for axes in (top, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.savefig(path)
+
+
+def _window(losses: list[float]) -> int:
+    return max(1, len(losses) // 40)
+
+
+def _smooth(losses: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The moving average, and the steps in the middle of its windows."""
+    window = _window(losses)
+    means = np.convolve(losses, np.full(window, 1 / window), "valid")
+    return np.arange(len(means)) + (window + 1) / 2, means
+
+
+def _pad(row: Tensor, columns: int) -> Tensor:
+    """White pictures where the last row has too few."""
+    missing = columns - len(row)
+    return torch.cat([row, row.new_ones(missing, *row.shape[1:])])
+
+
+def _save_grid(
+    path: Path,
+    grid: Tensor,
+    title: str,
+    labels: list[str] | None = None,
+    columns: list[str] | None = None,
+    pairs: bool = False,
+) -> None:
+    """grid [rows, columns, C, H, W] with row labels at the left and column labels underneath.
+
+    pairs: rows belong together two by two, with more space after each pair.
+    """
+    mosaic, tops = _mosaic(grid, pairs)
+    left, top, bottom, edge = (130 if labels else 16), 44, (30 if columns else 16), 16
+    width, height = left + mosaic.shape[1] + edge, top + mosaic.shape[0] + bottom
+    figure = need("matplotlib.figure").Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    box = (left / width, bottom / height, mosaic.shape[1] / width, mosaic.shape[0] / height)
+    axes = figure.add_axes(box)
+    axes.imshow(mosaic, interpolation="none")
+    axes.set_axis_off()
+    figure.text(16 / width, 1 - 26 / height, title, fontsize=12, color=INK, va="baseline")
+    tile = _tile(grid)
+    for label, y in zip(labels or [], tops, strict=False):
+        _label(figure, (left - 10) / width, 1 - (top + y + tile / 2) / height, label, ha="right", va="center")
+    for i, label in enumerate(columns or []):
+        _label(figure, (left + i * (tile + GAP) + tile / 2) / width, 18 / height, label, ha="center", va="center")
+    figure.savefig(path)
+
+
+def _label(figure: Any, x: float, y: float, text: str, **align: str) -> None:
+    figure.text(x, y, text, fontsize=9, color=MUTED, **align)
+
+
+def _tile(grid: Tensor) -> int:
+    size = grid.shape[-1]
+    return size * max(1, -(-TILE // size))
+
+
+def _mosaic(grid: Tensor, pairs: bool) -> tuple[np.ndarray, list[int]]:
+    """The pictures on white, enlarged by a whole factor: [height, width, 3], and the top of each row."""
+    rows, columns, channels, size, _ = grid.shape
+    tile = _tile(grid)
+    pixels = grid.detach().float().cpu().clamp(0, 1).expand(-1, -1, 3, -1, -1) if channels == 1 else grid.detach().cpu()
+    pixels = pixels.permute(0, 1, 3, 4, 2).repeat_interleave(tile // size, 2).repeat_interleave(tile // size, 3)
+    tops = [row * (tile + GAP) + (row // 2 * 3 * GAP if pairs else 0) for row in range(rows)]
+    mosaic = np.ones((tops[-1] + tile, columns * (tile + GAP) - GAP, 3), np.float32)
+    for row, y in enumerate(tops):
+        for column in range(columns):
+            x = column * (tile + GAP)
+            mosaic[y : y + tile, x : x + tile] = pixels[row, column].clamp(0, 1).numpy()
+    return mosaic, tops

@@ -1,0 +1,1 @@
+"""Tools that prove kernels right: Triton without a GPU, and compiling without running. Import the module you need."""

@@ -1,0 +1,66 @@
+"""Every Triton kernel compiles for each generation of GPU, keeps its values in registers and moves whole vectors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from triton.runtime.jit import KernelInterface
+
+from genmod.kernels import gaussian
+from genmod.kernels.launch import recording
+from genmod.testing.compile_only import TARGETS, Row
+
+SHARED_LIMIT = 48 * 1024  # what a block gets on every GPU without asking for more
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    """Compiled in another process: in this one kernels may be interpreted."""
+    code = "import json; from genmod.testing import compile_only; print(json.dumps(compile_only.rows()))"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [Row(*row) for row in json.loads(done.stdout.splitlines()[-1])]
+
+
+def test_every_case_on_every_target(rows: list[Row]) -> None:
+    expected = [(f"gaussian: {case}", f"sm_{target}") for case in gaussian.COMPILE_CASES for target in TARGETS]
+    assert [(row.kernel, row.target) for row in rows] == expected
+
+
+def test_nothing_spills(rows: list[Row]) -> None:
+    assert [row for row in rows if row.spilled] == []
+
+
+def test_shared_memory_fits(rows: list[Row]) -> None:
+    assert [row for row in rows if row.shared > SHARED_LIMIT] == []
+
+
+def test_noise_does_not_travel_through_shared_memory(rows: list[Row]) -> None:
+    """What sums need, one number per warp, is all that there is (see kernels/philox.py, normal_parts)."""
+    assert [row for row in rows if "seeded" in row.kernel and row.shared > 64] == []
+
+
+def test_memory_is_moved_by_wide_accesses(rows: list[Row]) -> None:
+    """All in 128 bits, but for a seed, an incoming gradient and a partial sum. A lost alignment shows here first."""
+    for row in rows:
+        if "odd" not in row.kernel:
+            for kind in row.accesses.split(", "):
+                counts = {int(bits): int(n) for n, bits in re.findall(r"(\d+)×(\d+)", kind)}
+                wide = counts.pop(128, 0)
+                assert wide > 0 or kind == "write 1×32", row
+                assert sum(counts.values()) <= (2 if kind.startswith("read") else 1), row
+
+
+def test_the_cases_reach_every_kernel() -> None:
+    kernels = {name for name, value in vars(gaussian).items() if isinstance(value, KernelInterface)}
+    kernels = {name for name in kernels if {"chunks", "BLOCK"} <= set(getattr(gaussian, name).arg_names)}
+    with recording() as launches:
+        for case in gaussian.COMPILE_CASES.values():
+            case()
+    assert {launch.kernel.__name__ for launch in launches} == kernels - {"place"}
