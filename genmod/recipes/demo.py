@@ -7,16 +7,13 @@ disturbs the machine disturbs both. The tables say what genmod changed, and what
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
-import os
 import platform
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from genmod.models import ConvVAE, ConvVAEConfig
 from genmod.nn import GaussianSampler
 from genmod.recipes import RecipeError, need
 from genmod.recipes.data import ImageSet, load
+from genmod.testing.measure import interleaved, peak_bytes, synchronize
 
 LARGE = (4096, 512)  # a batch of latents so large that the memory traffic of sampling shows
 TRAVERSED = 8  # latents drawn in the traversal
@@ -199,7 +197,7 @@ def _start(sampler: nn.Module, plan: Plan, seed: int, device: torch.device) -> R
 
 
 def _step(run: Run, batch: Tensor, noise: Tensor, rate: float) -> None:
-    _wait(batch.device)
+    synchronize(batch.device)
     start = time.perf_counter()
     for group in run.optimizer.param_groups:
         group["lr"] = rate
@@ -208,7 +206,7 @@ def _step(run: Run, batch: Tensor, noise: Tensor, rate: float) -> None:
     loss.backward()
     run.optimizer.step()
     run.losses.append(loss.item())
-    _wait(batch.device)
+    synchronize(batch.device)
     run.seconds.append(time.perf_counter() - start)
 
 
@@ -253,11 +251,7 @@ def time_sampling(shape: tuple[int, int], device: torch.device, *, drawn: bool, 
     drawn: the noise is drawn inside, as in ordinary training; otherwise it is given.
     """
     calls = {name: _sampling(sampler(), shape, device, drawn) for name, sampler in SAMPLERS.items()}
-    repeat = max(1, round(0.003 / min(_clock(call, 3, device) for call in calls.values())))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        for name in list(calls) if turn % 2 else reversed(calls):
-            times[name].append(_clock(calls[name], repeat, device))
+    times = interleaved(calls, device, rounds=rounds)
     return {name: statistics.median(each) for name, each in times.items()}
 
 
@@ -271,55 +265,6 @@ def _sampling(sampler: nn.Module, shape: tuple[int, int], device: torch.device, 
 
 def _gradients(model: ConvVAE, batch: Tensor) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(model(batch).loss, list(model.parameters()))
-
-
-def _clock(call: Callable[[], Any], repeat: int, device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    for _ in range(repeat):
-        call()
-    _wait(device)
-    return (time.perf_counter() - start) / repeat
-
-
-def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that PyTorch's allocator held during the call, beyond what it held before."""
-    call()
-    if device.type == "cuda":
-        _wait(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        _wait(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    # On the CPU the allocator keeps no peak, but the profiler's trace has each allocation and release.
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    moves = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    held = peak = 0
-    for _, size in moves:
-        held += size
-        peak = max(peak, held)
-    return peak
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """The profiler's C++ part logs its start and stop to file descriptor 2, in the middle of the demo's output."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 @torch.no_grad()
@@ -430,8 +375,3 @@ def _device(name: str | None) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise RecipeError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
