@@ -15,7 +15,10 @@ if not HAS_GPU:
             raise
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    large = "large" in config.getoption("markexpr")
     for item in items:
         if "gpu" in item.keywords and not HAS_GPU:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if "large" in item.keywords and not large:
+            item.add_marker(pytest.mark.skip(reason="needs 14 GB of memory; run with -m large"))
