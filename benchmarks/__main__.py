@@ -35,7 +35,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, and write what was asked for."""
     args = parse(arguments)
-    device, console = torch.device(args.device), Console()
+    # A pipe has no width of its own, and a table that wraps cannot be read.
+    device, console = torch.device(args.device), Console(width=None if sys.stdout.isatty() else 180)
     chosen = [spec for name, spec in specs().items() if not args.op or name in args.op]
     try:
         with console.status("") as status:
@@ -58,12 +59,13 @@ def measure(chosen: list[Any], device: torch.device, args: argparse.Namespace, p
     rows = runner.run_all(
         chosen, device, dtype, modes=modes, workload=args.workload, rounds=args.rounds, progress=progress
     )
-    sizes = {}
-    for spec in chosen:
-        for workload in spec.workloads:
-            first = workload.make(device, dtype).args[0]
-            sizes[workload.name] = first.numel() * first.element_size()
-    # A copy of tensors as large as the op's own: what memory, or the cache that they fit in, can do at that size.
+    # A copy of as many bytes as the op's forward moves: what memory, or the cache that all of them fit in, can do.
+    sizes = {
+        workload.name: spec.bytes_moved(workload.make(device, dtype), False) // 2
+        for spec in chosen
+        for workload in spec.workloads
+        if args.workload in workload.name
+    }
     copies = {name: machine.copy_bandwidth(device, size) for name, size in sizes.items()}
     return {
         "machine": machine.describe(device),

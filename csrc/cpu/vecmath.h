@@ -1,6 +1,6 @@
 // Elementary functions as branch-free scalar code, so that a plain loop over them vectorises on every instruction set.
 // Why not ATen's vectors: their fast exp is 20 ulp off, the exact ones bind to symbols no ABI promise covers, and this
-// header compiles anywhere a C++17 compiler does. Single precision is polynomials (1-2 ulp); double precision is libm.
+// header compiles anywhere a C++17 compiler does. Single precision is polynomials, double precision is libm.
 //
 // Everything is `static`: each instruction set compiles its own copy, and no copy can leak into another's object file.
 #pragma once
@@ -16,13 +16,20 @@ GENMOD_INLINE float bits_float(int32_t b) { float x; memcpy(&x, &b, 4); return x
 // e^x, e^x - 1 and e^x - 1 - x from one evaluation; each keeps its relative accuracy where the others cancel.
 template <class T> struct Exp { T exp, expm1, expm1_minus_x; };
 
+// `yes` where `mask` is all ones, `no` where it is zero. As integers, because a branch on floats tempts the compiler to
+// work out both of its arms to the end and blend them there, a dozen instructions later.
+GENMOD_INLINE float select_bits(int32_t mask, float yes, float no) {
+  return bits_float((float_bits(yes) & mask) | (float_bits(no) & ~mask));
+}
+
 GENMOD_INLINE Exp<float> exp_parts(float x) {
-  // Beyond these bounds e^x is infinite or zero anyway. A NaN compares false and passes through.
-  float c = x > 89.f ? 89.f : x;
-  c = c < -104.f ? -104.f : c;
-  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer that sits in the low mantissa bits
+  // Beyond these bounds 2^k below is infinite or zero. A NaN compares false and passes through.
+  float c = select_bits(-(int32_t)(x > 89.f), 89.f, x);
+  c = select_bits(-(int32_t)(x < -88.f), -88.f, c);
+  // Adding 1.5 * 2^23 rounds to an integer that sits in the low mantissa bits; 127 more make it an exponent.
+  const float magic = 12582912.f + 127.f;
   const float t = c * 1.44269504088896341f + magic;
-  const float k = t - magic;
+  const float k = t - magic, scale = bits_float((int32_t)((uint32_t)float_bits(t) << 23));  // 2^k
   float r = c - k * 0.693359375f;
   r = r - k * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -31,12 +38,10 @@ GENMOD_INLINE Exp<float> exp_parts(float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  const float q = r * r * p;  // e^r - 1 - r
-  // 2^k in two factors: one alone would overflow or flush before the product does.
-  const int32_t ki = float_bits(t) - float_bits(magic), half = ki >> 1;
-  const float e = (1.f + (r + q)) * bits_float((half + 127) << 23) * bits_float((ki - half + 127) << 23);
-  const bool small = k == 0.f;
-  return {e, small ? r + q : e - 1.f, small ? q : (e - 1.f) - x};
+  const float q = r * r * p, m = r + q;  // e^r - 1 - r and e^r - 1
+  // Where k = 0 these are m and q themselves: scale - 1 is zero, and r is x.
+  const float less = scale - 1.f;
+  return {scale * m + scale, scale * m + less, scale * q + (scale * r + (less - x))};
 }
 
 GENMOD_INLINE Exp<double> exp_parts(double x) {

@@ -7,13 +7,14 @@ disturbs the machine disturbs both. The tables say what genmod changed, and what
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,16 +97,38 @@ def run(
     results = {}
     for images, folder in zip(sets, folders, strict=True):
         plan = _plan(images, steps)
-        runs = train(images.train, plan, seed, target, console, images.name)
-        with console.status("measuring and drawing"):
-            metrics = {**_facts(images, plan, seed, target), **measure(runs, images, plan, seed, target), **alone}
-            _draw(runs["genmod"].model, images, seed, folder)
-            _draw_curves(runs, folder)
-            (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        with _one_thread():
+            runs = train(images.train, plan, seed, target, console, images.name)
+            with console.status("measuring and drawing"):
+                metrics = {**_facts(images, plan, seed, target), **measure(runs, images, plan, seed, target), **alone}
+                _draw(runs["genmod"].model, images, seed, folder)
+                _draw_curves(runs, folder)
+                (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         _print(metrics, folder, console)
         results[images.name] = metrics
     _print_alone(alone, console)
     return results
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One CPU thread: the same curves on every number of cores, and nothing lost to other work on the machine.
+
+    Layers this small gain little from more threads, and on a shared core the threads wait for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}"
 
 
 def _folder(path: Path) -> Path:
@@ -118,10 +141,9 @@ def _folder(path: Path) -> Path:
 
 def _facts(images: ImageSet, plan: Plan, seed: int, device: torch.device) -> dict[str, Any]:
     """What was run, and on what: the part of metrics.json that is not measured."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return {
         "data": {"name": images.name, "shape": list(images.images.shape), "held_out": images.held_out},
-        "device": name,
+        "device": _device_name(device),
         "backend": explain("sample_kl", torch.empty(1, 2, device=device)).backend,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -154,7 +176,7 @@ class Run:
 
 
 def _plan(images: ImageSet, steps: int | None) -> Plan:
-    """Sizes that a 2-core CPU trains in half a minute.
+    """Sizes that one CPU core trains in half a minute.
 
     The pixels of the digits are counts out of 16, so these are their trials; for other images 4 ask for fair detail.
     """
@@ -164,7 +186,7 @@ def _plan(images: ImageSet, steps: int | None) -> Plan:
     width, trials, batch, rate = (32, 16, 64, 3e-3) if small else (16, 4, 32, 1e-3)
     model = ConvVAEConfig(size, channels, min(2 * size, 64), width, stages, trials)
     batch = min(batch, len(images.train))
-    return Plan(model, batch, rate, steps or 1000)
+    return Plan(model, batch, rate, steps or (1000 if small else 700))
 
 
 def train(images: Tensor, plan: Plan, seed: int, device: torch.device, console: Any, title: str) -> dict[str, Run]:
@@ -238,6 +260,7 @@ def measure_alone(device: torch.device) -> dict[str, Any]:
     """Sampling and KL without a model around them, at `LARGE`: seconds and bytes, each for stock and genmod."""
     calls = {name: _sampling(sampler(), LARGE, device, drawn=True) for name, sampler in SAMPLERS.items()}
     return {
+        "alone_device": _device_name(device),
         "alone_shape": LARGE,
         "alone_seconds": time_sampling(LARGE, device, drawn=False),
         "alone_drawn_seconds": time_sampling(LARGE, device, drawn=True),
@@ -334,7 +357,8 @@ def _print(metrics: dict[str, Any], folder: Path, console: Any) -> None:
 def _print_alone(alone: dict[str, Any], console: Any) -> None:
     rows, columns = alone["alone_shape"]
     table = _table(
-        f"sampling + KL alone, forward + backward, at [{rows}, {columns}]: far larger than in the models above"
+        f"sampling + KL alone, forward + backward, at [{rows}, {columns}]: far larger than in the models above; "
+        f"{alone['alone_device']}"
     )
     _row(table, "noise given", alone["alone_seconds"], 1e3, "ms")
     _row(table, "noise drawn inside", alone["alone_drawn_seconds"], 1e3, "ms")
