@@ -11,6 +11,7 @@ register themselves.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -166,6 +167,7 @@ def force_from_environment() -> None:
         _environment.enter_context(backend(name))
     except (ValueError, RuntimeError) as error:
         raise type(error)(f"GENMOD_BACKEND={name}: {error}") from None
+    atexit.register(_environment.close)  # while the modules that closing needs are still there
 
 
 _environment = contextlib.ExitStack()

@@ -56,7 +56,7 @@ def save_curves(path: Path, stock: list[float], genmod: list[float]) -> None:
     top.set_ylim(late.min() - margin, late.max() + margin)
     top.set_ylabel("loss, nats per image")
     top.set_title("Negative ELBO in training: same weights, batches and noise", loc="left", color=INK)
-    top.legend(frameon=False)
+    top.legend(frameon=False, loc="upper right")
     gap = np.abs(np.subtract(stock, genmod))
     # Equal losses have no place on a logarithmic axis: they are left out.
     bottom.semilogy(steps, np.where(gap > 0, gap, np.nan), ".", color=INK, markersize=3)

@@ -315,6 +315,7 @@ def test_backend_from_the_environment():
         )
         assert done.returncode == exit_code
         assert expected in done.stdout + done.stderr
+        assert "ignored" not in done.stderr
 
 
 def test_explain_says_why_not():

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ FILES = {"reconstructions.png", "samples.png", "traversal.png", "loss_curves.png
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(demo, "LARGE", (64, 8))
+    with demo._one_thread():
+        yield
 
 
 def main(*arguments: str) -> int:
@@ -42,7 +45,9 @@ def folder_of_images(path: Path, count: int = 12) -> Path:
 
 
 def test_writes_its_files_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(2)
     assert main("--data", "digits", "--steps", "6", "--out", str(tmp_path)) == 0
+    assert torch.get_num_threads() == 2
     assert {file.name for file in (tmp_path / "digits").iterdir()} == FILES
     for name in FILES - {"metrics.json"}:
         pixels = np.asarray(Image.open(tmp_path / "digits" / name).convert("L"))
