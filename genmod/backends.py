@@ -82,7 +82,7 @@ def _interpreting() -> bool:
 
 def forced() -> str | None:
     """The backend that is forced now, if any."""
-    return _forced[-1] if _forced else None
+    return _forced[-1] if _forced and _forced[-1] != "auto" else None
 
 
 def implementation(backend: str, op: str) -> Callable[..., Any]:
@@ -132,18 +132,25 @@ def backend(name: str) -> Iterator[None]:
     reason = "" if name == "auto" else _missing(name)
     if reason:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
-    library = torch.library.Library("genmod", "IMPL")
     _forced.append(name)
     try:
-        _override(library, name)
+        _install(name)
         yield
     finally:
         _forced.pop()
-        library._destroy()
+        _install(_forced[-1] if _forced else "auto")
 
 
-def _override(library: torch.library.Library, name: str) -> None:
-    """Put `name` in place of the usual kernels; destroying the library gives them back."""
+_overrides: torch.library.Library | None = None
+
+
+def _install(name: str) -> None:
+    """Put `name` in place of the usual kernels. What an enclosing context put there goes first: where `name` needs the
+    usual kernel, that would run instead of it."""
+    global _overrides
+    if _overrides is not None:
+        _overrides._destroy()
+    library = _overrides = torch.library.Library("genmod", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
         for op in _FAMILY_OF:

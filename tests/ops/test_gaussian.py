@@ -301,6 +301,25 @@ def test_forced_backends_run_or_raise():
     assert genmod.backends.forced() is None
 
 
+@NATIVE
+def test_nested_backends_run_what_they_say():
+    """Told apart by the bits of their noise, which agree to rounding only."""
+
+    def bits():
+        return draw(5, 20_000)
+
+    usual = bits()
+    with genmod.backend("reference"):
+        reference = bits()
+        assert not torch.equal(reference, usual)
+        for inner in ("cpp", "auto"):
+            with genmod.backend(inner):
+                assert torch.equal(bits(), usual)
+                assert genmod.explain("reparameterize", usual).backend == "cpp"
+            assert torch.equal(bits(), reference)
+    assert torch.equal(bits(), usual)
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match=r"fast.*reference, cpp, triton, cuda"), genmod.backend("fast"):
         pass
