@@ -164,8 +164,8 @@ class Builder:
             # A file that does not name the set is the same in all of them, and would define its symbols twice.
             per_set = kernel_sets if "GENMOD_ISA" in source.read_text() else {"baseline": kernel_sets["baseline"]}
             units += [Unit(source, name, command) for name, command in per_set.items()]
-        for source in sorted(self.csrc.glob("registration*.cpp")):
-            if self.cuda or source.stem != "registration_cuda":
+        for source in sorted((self.csrc / "ops").glob("*.cpp")):
+            if self.cuda or not source.stem.endswith("_cuda"):
                 units.append(Unit(source, "host", self.registration()))
         return units
 
@@ -205,10 +205,24 @@ class Builder:
 
     def fingerprint(self, unit: Unit) -> str:
         """A hash of all that goes into an object: source, headers, command, and the versions of compiler and torch."""
-        kinds = (".h", ".cuh") if unit.source.suffix == ".cu" else (".h",)
-        headers = [p.read_text() for p in sorted(self.csrc.rglob("*")) if p.suffix in kinds]
-        parts = [unit.source.read_text(), *headers, *unit.command, version_of(unit.command[0]), self.torch.version]
+        texts = [p.read_text() for p in self.with_headers(unit.source)]
+        parts = [*texts, *unit.command, version_of(unit.command[0]), self.torch.version]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+    def with_headers(self, source: Path) -> list[Path]:
+        """A source and every header of ours that it includes, however deep, in a fixed order."""
+        found: list[Path] = []
+        pending = [source]
+        while pending:
+            file = pending.pop()
+            if file in found:
+                continue
+            found.append(file)
+            for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', file.read_text(), re.MULTILINE):
+                places = (file.parent / name, self.csrc / name)
+                pending += [p.resolve() for p in places if p.is_file()][:1]
+        return found
 
 
 def instruction_sets() -> dict[str, tuple[str, ...]]:

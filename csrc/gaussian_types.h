@@ -1,18 +1,10 @@
-// What a gaussian kernel is told, on any device: plain numbers and raw pointers, no tensors.
+// What a gaussian kernel is told besides, on any device.
 #pragma once
-#include <stdint.h>
+#include "types.h"
 
 namespace genmod {
 
-enum class Dtype : int { f32, f64, bf16, f16 };
-
 // How logvar is bounded before use; see ops.reparameterize.
 enum class Clamp : int { none, hard, soft };
-
-// Memory as rows: element i of the dense output sits at row i / cols, column i % cols of every input.
-struct Rows {
-  const void* data = nullptr;
-  int64_t stride = 0;  // elements from one row to the next
-};
 
 }  // namespace genmod

@@ -29,6 +29,17 @@ class Sample:
 
         return Sample(self.name, tuple(map(apply, self.args)), {k: apply(v) for k, v in self.kwargs.items()})
 
+    def get(self, which: int | str) -> Any:
+        """The argument at a position or of a name; None if the call does not give it."""
+        if isinstance(which, str):
+            return self.kwargs.get(which)
+        return self.args[which] if which < len(self.args) else None
+
+    def replace(self, values: dict[int | str, Any]) -> Sample:
+        """The same call with some arguments, by position or name, exchanged."""
+        args = tuple(values.get(i, v) for i, v in enumerate(self.args))
+        return Sample(self.name, args, {k: values.get(k, v) for k, v in self.kwargs.items()})
+
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor argument, in order."""
         return [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, torch.Tensor)]
@@ -64,13 +75,15 @@ class OpSpec:
         eager: the op as people write it in PyTorch, with the public signature: the baseline of accuracy and of speed.
         gradient_order: how often the op can be differentiated.
         dispatcher_ops: every dispatcher op that it is made of.
-        differentiable: positions of the tensor arguments that may require a gradient.
+        differentiable: the tensor arguments that may require a gradient, by position, or by name if keyword-only.
         samples: `(device, dtype) -> Sample`s that the test battery runs, small.
         bad_calls: calls that must raise, with what the message has to mention.
         workloads: shapes to benchmark.
         bytes_moved: `(sample, backward) -> bytes` that an ideal kernel moves.
         flops: `(sample, backward) -> floating-point operations`, elementary functions counted as one.
         modules: names in genmod.nn made from it.
+        kept_bytes: `(sample) -> bytes` that may be kept for backward besides the inputs; a few by default.
+        pointwise: whether each element of an output of the input's shape depends on that element of the inputs alone.
     """
 
     name: str
@@ -80,13 +93,15 @@ class OpSpec:
     eager: Callable[..., Any]
     gradient_order: int
     dispatcher_ops: tuple[str, ...]
-    differentiable: tuple[int, ...]
+    differentiable: tuple[int | str, ...]
     samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
     bad_calls: Callable[[], Iterator[BadCall]]
     workloads: tuple[Workload, ...]
     bytes_moved: Callable[[Sample, bool], int]
     flops: Callable[[Sample, bool], int]
     modules: tuple[str, ...] = ()
+    kept_bytes: Callable[[Sample], int] = lambda sample: 64
+    pointwise: bool = True
 
 
 _SPECS: dict[str, OpSpec] = {}

@@ -39,13 +39,13 @@ def missing_pieces(spec: OpSpec) -> list[str]:
 
     reference = functions_in(ROOT / f"genmod/reference/{family}.py")
     triton = functions_in(ROOT / f"kernels/{family}.py")
-    cpu, cuda = text_of("csrc/registration.cpp"), text_of("csrc/registration_cuda.cpp")
+    cpu, cuda = text_of(f"csrc/ops/{family}.cpp"), text_of(f"csrc/ops/{family}_cuda.cpp")
     for op in spec.dispatcher_ops:
         need(f"genmod/reference/{family}.py: {op}", op in reference)
         need(f"kernels/{family}.py: {op}", op in triton)
-        need(f"csrc/registration.cpp: {op}", f'm.impl("{op}"' in cpu)
+        need(f"csrc/ops/{family}.cpp: {op}", f'm.impl("{op}"' in cpu)
         if (ROOT / f"csrc/cuda/{family}.cu").exists():
-            need(f"csrc/registration_cuda.cpp: {op}", f'm.impl("{op}"' in cuda)
+            need(f"csrc/ops/{family}_cuda.cpp: {op}", f'm.impl("{op}"' in cuda)
         need(f"genmod/ops/{family}.py: schema of {op}", op in backends.ops())
         if op in backends.ops():
             for key in ("Autograd", "Meta"):

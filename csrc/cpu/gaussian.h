@@ -1,14 +1,10 @@
-// The gaussian family on the CPU. Work is cut into chunks of the flat, dense output; any range of chunks may run on any
-// thread, and every sum is kept per chunk, so results do not depend on the number of threads.
+// The gaussian family on the CPU. Every sum is kept per chunk, so results do not depend on the number of threads.
 #pragma once
 #include "../gaussian_types.h"
+#include "chunks.h"
 #include "isa.h"
 
 namespace genmod {
-
-constexpr int64_t kChunk = 1024;  // elements; a multiple of Philox's 64-element block, small enough for level-1 cache
-
-inline int64_t chunk_count(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
 
 // A sum over samples of `sample` elements each: chunk c adds its share of sample s to sums[c + s]. The index never
 // repeats, because the next share starts either a new chunk or a new sample.

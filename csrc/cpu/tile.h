@@ -1,7 +1,7 @@
 // A chunk of a tensor as plain float or double, in level-1 cache: straight from memory where it lies so already,
 // converted or gathered into a buffer where it does not. Kernels then see one case only.
 #pragma once
-#include "../gaussian_types.h"
+#include "../types.h"
 #include "vecmath.h"
 
 namespace genmod {

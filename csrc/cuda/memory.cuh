@@ -5,7 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "../gaussian_types.h"
+#include "../types.h"
 
 namespace genmod {
 namespace cuda {

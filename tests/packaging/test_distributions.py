@@ -24,7 +24,7 @@ def test_sdist_has_every_source_and_nothing_built(sdist):
         inside = {"/".join(Path(m.name).parts[1:]) for m in archive.getmembers() if m.isfile()}
     needed = {
         "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "pyproject.toml", "setup.py",
-        "build_support/native.py", "build_support/plan.py", "csrc/registration.cpp", "csrc/tensors.h",
+        "build_support/native.py", "build_support/plan.py", "csrc/ops/gaussian.cpp", "csrc/ops/tensors.h",
         "csrc/cpu/gaussian.cpp", "csrc/cuda/gaussian.cu", "genmod/py.typed", "kernels/__init__.py",
         "tests/conftest.py", "tests/packaging/conftest.py",
     }  # fmt: skip

@@ -1,15 +1,13 @@
-// Tensors in, kernels on the current stream, tensors out: the CUDA C++ side of every dispatcher op.
+// Tensors in, kernels on the current stream, tensors out: the family's dispatcher ops in CUDA C++.
 //
-// The ops are a library of their own, genmod_cuda, with the signatures of genmod's: which of Triton and these kernels
+// They go to a library of their own, genmod_cuda, with the signatures of genmod's: which of Triton and these kernels
 // serves a CUDA tensor is decided in genmod/backends.py.
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
-
 #include <tuple>
 #include <vector>
 
 #include "cuda/gaussian.h"
-#include "tensors.h"
+#include "cuda_launch.h"
+#include "gaussian_tensors.h"
 
 namespace genmod {
 namespace cuda {
@@ -18,28 +16,6 @@ namespace {
 using Result2 = std::tuple<Tensor, Tensor>;
 using Result4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Maybe = std::optional<Tensor>;
-
-// Looked up in the process, so that one build loads with and without CUDA in torch.
-cudaStream_t current_stream(int32_t device) {
-  using Get = int32_t (*)(int32_t, void**);
-  static const Get get = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return library ? (Get)dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
-  }();
-  STD_TORCH_CHECK(get, "genmod: the CUDA kernels need a torch with CUDA");
-  void* stream = nullptr;
-  STD_TORCH_CHECK(get(device, &stream) == 0, "genmod: torch has no current stream for CUDA device ", device);
-  return (cudaStream_t)stream;
-}
-
-template <class Params> void run(cudaError_t (*kernels)(const Params&, cudaStream_t), const Params& p, const Tensor& like) {
-  const int32_t device = like.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  const cudaError_t status = kernels(p, current_stream(device));
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // reported here, so not again by whoever asks next
-  STD_TORCH_CHECK(false, "genmod: a CUDA kernel did not launch: ", cudaGetErrorString(status));
-}
 
 // The dispatcher comes here as soon as one tensor is on a GPU.
 void check_devices(const Tensor& mean, std::initializer_list<const Maybe*> others) {
@@ -207,7 +183,7 @@ Result4 gaussian_kl_backward(const Tensor& grad, const Tensor& mean, const Maybe
 }  // namespace cuda
 }  // namespace genmod
 
-STABLE_TORCH_LIBRARY(genmod_cuda, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(genmod_cuda, m) {
   m.def("reparameterize(Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, str clamp) -> Tensor");
   m.def(
       "reparameterize_backward(Tensor grad, Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, str clamp, "

@@ -1,22 +1,15 @@
-// Tensors in, raw pointers to the kernels, tensors out: the CPU side of every dispatcher op.
-// Schemas, fakes and autograd are in genmod/ops; arguments were checked there too.
+// Tensors in, raw pointers to the kernels, tensors out: the family's dispatcher ops on the CPU.
+// Schemas, fakes and autograd are in genmod/ops/gaussian.py; arguments were checked there too.
 #include "cpu/gaussian.h"
-#include "cpu/isa.h"
-#include "tensors.h"
+
+#include "chunks.h"
+#include "gaussian_tensors.h"
 
 #include <tuple>
 #include <vector>
 
 namespace genmod {
 namespace {
-
-constexpr int64_t kGrain = 16;  // chunks a thread takes at least: below that, waking it costs more than it saves
-
-template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& p) {
-  const int64_t chunks = chunk_count(p.numel);
-  if (chunks <= kGrain) return kernel(p, 0, chunks);
-  torch::stable::parallel_for(0, chunks, kGrain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
-}
 
 // Noise given as a tensor, or the key to draw it from. Keeps a dense copy alive if one had to be made.
 struct Noise {
@@ -180,15 +173,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
   return {first.first, first.second, second.first, second.second};
 }
 
-std::string instruction_set() { return isa_name(selected_isa()); }
-bool cuda_built() {
-#ifdef GENMOD_WITH_CUDA
-  return true;
-#else
-  return false;
-#endif
-}
-
 }  // namespace
 }  // namespace genmod
 
@@ -199,13 +183,4 @@ STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
   m.impl("gaussian_kl_backward", TORCH_BOX(&genmod::gaussian_kl_backward));
   m.impl("sample_kl", TORCH_BOX(&genmod::sample_kl));
   m.impl("sample_kl_backward", TORCH_BOX(&genmod::sample_kl_backward));
-}
-
-STABLE_TORCH_LIBRARY(genmod_native, m) {
-  m.def("instruction_set() -> str");
-  m.def("cuda_built() -> bool");
-}
-STABLE_TORCH_LIBRARY_IMPL(genmod_native, CompositeExplicitAutograd, m) {
-  m.impl("instruction_set", TORCH_BOX(&genmod::instruction_set));
-  m.impl("cuda_built", TORCH_BOX(&genmod::cuda_built));
 }

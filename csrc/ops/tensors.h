@@ -1,4 +1,4 @@
-// From tensors to rows of memory, through LibTorch's stable ABI. Only the registration files include this.
+// From tensors to rows of memory, through LibTorch's stable ABI. Only this folder sees tensors.
 // The rules are those of genmod/layout.py, where they are explained; opcheck holds the two together.
 #pragma once
 #include <torch/csrc/stable/library.h>
@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "gaussian_types.h"
+#include "types.h"
 
 namespace genmod {
 
@@ -32,13 +32,6 @@ inline int64_t item_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32
 
 // Sums are returned in float32, in float64 for float64 inputs.
 inline ScalarType accumulate_type(Dtype d) { return d == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
-
-inline Clamp parse_clamp(const std::string& name) {
-  if (name == "none") return Clamp::none;
-  if (name == "hard") return Clamp::hard;
-  STD_TORCH_CHECK(name == "soft", "genmod: clamp must be 'none', 'hard' or 'soft', got '", name, "'");
-  return Clamp::soft;
-}
 
 // A tensor's geometry, or one half of a packed [B, 2C, ...] tensor's, without making a view of it.
 struct View {
@@ -118,29 +111,6 @@ inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, Scala
   return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, f);
 }
 
-// A mean and a logvar, from two tensors or from the halves of one.
-struct Gaussian {
-  View mean, logvar;
-  bool packed;
-  Dtype dtype;
-  MemoryFormat format;  // of everything made from it
-  int64_t numel;
-
-  Gaussian(const Tensor& m, const std::optional<Tensor>& lv)
-      : mean(lv ? View(m) : View::half(m, 0)),
-        logvar(lv ? View(*lv) : View::half(m, 1)),
-        packed(!lv),
-        dtype(dtype_of(m)),
-        format(format_of(mean)),
-        numel(mean.numel()) {
-    STD_TORCH_CHECK(mean.sizes == logvar.sizes, "genmod: mean and logvar must have one shape");
-    STD_TORCH_CHECK(dtype_of(logvar.tensor) == dtype, "genmod: mean and logvar must have one dtype");
-  }
-
-  int64_t batch() const { return mean.sizes[0]; }
-  int64_t event() const { return batch() ? numel / batch() : 0; }
-};
-
 // One common cut of several tensors into rows. The first that is not dense decides `cols`; one that does not fit is
 // replaced by a dense copy.
 struct CommonRows {
@@ -167,40 +137,7 @@ struct CommonRows {
   }
 };
 
-// The second Gaussian of a divergence, if there is one.
-inline std::optional<Gaussian> second_gaussian(const Gaussian& first, const std::optional<Tensor>& mean,
-                                               const std::optional<Tensor>& logvar) {
-  if (!mean) return std::nullopt;
-  Gaussian second(*mean, logvar);
-  STD_TORCH_CHECK(second.mean.sizes == first.mean.sizes && second.dtype == first.dtype,
-                  "genmod: both Gaussians must have one shape and dtype");
-  second.format = first.format;  // one memory order for all that is read and written
-  return second;
-}
-
-// Hands the inputs of one or two Gaussians, cut into common rows, to a kernel's parameters; the result keeps alive
-// whatever had to be copied for that.
-template <class Params>
-CommonRows set_inputs(Params& p, const Gaussian& g, const std::optional<Gaussian>& other = std::nullopt) {
-  std::vector<View> views{g.mean, g.logvar};
-  if (other) {
-    views.push_back(other->mean);
-    views.push_back(other->logvar);
-  }
-  CommonRows rows(std::move(views), g.format, g.numel);
-  p.dtype = g.dtype;
-  p.numel = g.numel;
-  p.cols = rows.cols;
-  p.mean = rows.rows[0];
-  p.logvar = rows.rows[1];
-  if (other) {
-    p.other_mean = rows.rows[2];
-    p.other_logvar = rows.rows[3];
-  }
-  return rows;
-}
-
-// How a KL is summed: into elements (`per_element`), one value per sample, or one value; `scale` is applied at the end.
+// How a loss is summed: into elements (`per_element`), one value per sample, or one value; `scale` is applied at the end.
 struct Reduction {
   bool per_element, per_sample;
   double scale;
@@ -209,36 +146,6 @@ struct Reduction {
     if (name == "batchmean") scale = 1. / (double)(batch > 0 ? batch : 1);
     else if (name == "mean") scale = 1. / (double)(numel > 0 ? numel : 1);
     else STD_TORCH_CHECK(per_element || per_sample || name == "sum", "genmod: reduction must be 'none', 'batch', 'batchmean', 'mean' or 'sum', got '", name, "'");
-  }
-};
-
-// Where a gradient pair is written: two dense tensors, or the halves of one. A gradient not wanted is an empty tensor.
-struct GaussianGrad {
-  Tensor first, second;
-  void *mean = nullptr, *logvar = nullptr;  // null: not wanted
-  int64_t cols, stride;
-
-  GaussianGrad(const Gaussian& g, bool want_mean, bool want_logvar) : cols(g.numel), stride(g.numel) {
-    const Tensor& like = g.mean.tensor;
-    const ScalarType type = like.scalar_type();
-    const auto make = [&](bool want) { return want ? empty(g.mean.sizes, like, type, g.format) : empty({0}, like, type); };
-    if (!g.packed) {
-      first = make(want_mean);
-      second = make(want_logvar);
-      if (want_mean) mean = first.mutable_data_ptr();
-      if (want_logvar) logvar = second.mutable_data_ptr();
-      return;
-    }
-    first = want_mean ? empty(like.sizes().vec(), like, type, g.format) : empty({0}, like, type);
-    second = empty({0}, like, type);
-    if (want_mean) {
-      const View half = View::half(first, 1);
-      const Cut cut = collapse(half, g.format);
-      mean = first.mutable_data_ptr();
-      logvar = (char*)mean + half.offset() * item_size(g.dtype);
-      cols = cut.cols;
-      stride = cut.stride;
-    }
   }
 };
 
