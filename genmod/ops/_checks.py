@@ -45,3 +45,11 @@ def nonnegative(name: str, value: Any) -> None:
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
+
+
+def finite(name: str, value: Any) -> None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
+    if not -float("inf") < value < float("inf"):
+        raise ValueError(f"{name}: got {value}, expected a finite number")

@@ -1,0 +1,189 @@
+r"""The operations that a piecewise-linear critic is made of, each in the three ways that the shared gradient runs it.
+
+Around a sample, each operation is affine, :math:`y = L x + b`, with :math:`L` and :math:`b` made of parameters and of
+activation masks. It is run
+
+* `forward`: :math:`y = L x + b` at the sample, remembering masks and no activations;
+* `adjoint`: :math:`s \mapsto L^\top s`, which takes the critic's output back to its input gradient;
+* `replay`: :math:`y = L x + c\,b` with the same masks, at another point and with the constants scaled by `c`, one number
+  per sample; and the gradients of the parameters under the signal `s` that `adjoint` had at this operation.
+
+Everything here keeps samples apart: the batch stays the first dimension and no operation looks across it. What would is
+refused with `Unsupported`, as is everything else that is not listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx.node import Node, map_aggregate
+
+from genmod.ops.critic import leaky_relu_apply, leaky_relu_mask
+
+
+class Unsupported(Exception):
+    """Why a critic cannot take the shared gradient."""
+
+
+Values = dict[Node, Tensor]
+
+
+def substitute(arguments: Any, values: Values) -> Any:
+    """`arguments` with every node of the tape replaced by its value."""
+    return map_aggregate(arguments, lambda a: values[a] if isinstance(a, Node) else a)
+
+
+def per_sample(c: Tensor, like: Tensor) -> Tensor:
+    """One number per sample, shaped to multiply `like`."""
+    return c.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+
+
+class Operation:
+    """One call of the critic's forward: `function(*args, **kwargs)`, with nodes in place of what depends on x."""
+
+    def __init__(self, function: Callable[..., Tensor], args: Any, kwargs: Any) -> None:
+        self.function, self.args, self.kwargs = function, args, kwargs
+        self.operands: list[Node] = []
+        map_aggregate((args, kwargs), lambda a: self.operands.append(a) if isinstance(a, Node) else None)
+        self.parameters: list[Tensor] = []
+
+    def call(self, args: Any, values: Values) -> Tensor:
+        return self.function(*substitute(args, values), **substitute(self.kwargs, values))
+
+    def forward(self, values: Values) -> Tensor:
+        return self.call(self.args, values)
+
+    def adjoint(self, signal: Tensor, inputs: Values) -> Values:
+        """The signal at each operand; `inputs` has tensors of the operands' shapes and strides, of any value."""
+        with torch.enable_grad():
+            # The adjoint of a linear map is the same everywhere, so its operands are not kept for it.
+            leaves = {node: value.requires_grad_() for node, value in inputs.items()}
+            output = self.call(self.args, leaves)
+            found = torch.autograd.grad(output, list(leaves.values()), signal)
+        return dict(zip(leaves, found, strict=True))
+
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+        return self.call(self.args, values), ()
+
+
+class Linear(Operation):
+    """Linear in what depends on x, with nothing else in it: reshapes, sums, pooling, resampling, padding."""
+
+
+class Additive(Operation):
+    """A sum or difference of something that depends on x and something that does not."""
+
+    def __init__(self, function: Callable[..., Tensor], args: Any, kwargs: Any) -> None:
+        super().__init__(function, args, kwargs)
+        self.parameters = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+        like = values[self.operands[0]]
+        scale = per_sample(c, like)
+        leaves: list[Tensor] = []
+
+        def scaled(a: Any) -> Any:
+            if isinstance(a, Node):
+                return values[a]
+            if isinstance(a, Tensor) and a.requires_grad:
+                leaves.append(a.detach().requires_grad_())
+                a = leaves[-1]
+            return scale * a
+
+        with torch.enable_grad():
+            output = self.function(*map(scaled, self.args), **self.kwargs)
+            grads = torch.autograd.grad(output, leaves, signal) if leaves else ()
+        return output.detach(), grads
+
+
+class Product(Operation):
+    """Linear in one operand that depends on x and in one that does not: scaling, matrix products, division."""
+
+    def __init__(self, function: Callable[..., Tensor], args: Any, kwargs: Any) -> None:
+        super().__init__(function, args, kwargs)
+        self.parameters = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+        leaves: list[Tensor] = []
+
+        def tracked(a: Any) -> Any:
+            if isinstance(a, Tensor) and a.requires_grad:
+                leaves.append(a.detach().requires_grad_())
+                return leaves[-1]
+            return values[a] if isinstance(a, Node) else a
+
+        with torch.enable_grad():
+            output = self.function(*map(tracked, self.args), **self.kwargs)
+            grads = torch.autograd.grad(output, leaves, signal) if leaves else ()
+        return output.detach(), grads
+
+
+class Layer(Operation):
+    """A convolution or a linear layer: `function(x, weight, bias, *options)`."""
+
+    def __init__(self, function: Callable[..., Tensor], x: Node, weight: Tensor, bias: Tensor | None, options: Any) -> None:
+        super().__init__(function, (x, weight, bias, *options), {})
+        self.x, self.weight, self.bias, self.options = x, weight, bias, options
+        self.parameters = [p for p in (weight, bias) if p is not None and p.requires_grad]
+
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+        with torch.enable_grad():
+            weight = self.weight.detach().requires_grad_(self.weight.requires_grad)
+            output = self.function(values[self.x], weight, None, *self.options)
+            grads = list(torch.autograd.grad(output, weight, signal)) if weight.requires_grad else []
+        output = output.detach()
+        if self.bias is None:
+            return output, grads
+        # The channels are dimension 1 of a convolution's output, and the last of a linear layer's.
+        channels = -1 if self.function is F.linear else 1
+        shape = [1] * output.dim()
+        shape[channels] = -1
+        scale = per_sample(c, output)
+        output += scale * self.bias.detach().view(shape)
+        if self.bias.requires_grad:
+            kept = channels % output.dim()
+            grads.append((signal * scale).sum([d for d in range(output.dim()) if d != kept]))
+        return output, grads
+
+
+class Convolution(Layer):
+    """A convolution, whose adjoint is the backend's own kernel for the gradient of a convolution's input."""
+
+    def adjoint(self, signal: Tensor, inputs: Values) -> Values:
+        (x,) = inputs.values()
+        stride, padding, dilation, groups = self.options
+        rank = x.dim() - 2
+        weight = self.weight.detach()
+        many = [list(v) if isinstance(v, (tuple, list)) else [v] * rank for v in (stride, padding, dilation)]
+        only_input = [True, False, False]
+        grad, _, _ = torch.ops.aten.convolution_backward(
+            signal, x, weight, None, *many, False, [0] * rank, groups, only_input
+        )
+        return {self.x: grad}
+
+
+class Activation(Operation):
+    """ReLU or leaky ReLU: the identity on one side of zero, a multiple of it on the other."""
+
+    def __init__(self, x: Node, slope: float) -> None:
+        super().__init__(F.leaky_relu, (x, slope), {})
+        self.x, self.slope = x, slope
+        self.mask: Tensor | None = None
+
+    def forward(self, values: Values) -> Tensor:
+        output, self.mask = leaky_relu_mask(values[self.x], self.slope)
+        return output
+
+    def masked(self, t: Tensor) -> Tensor:
+        assert self.mask is not None, "forward has run"
+        return leaky_relu_apply(t, self.mask, self.slope)
+
+    def adjoint(self, signal: Tensor, inputs: Values) -> Values:
+        return {self.x: self.masked(signal)}
+
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+        return self.masked(values[self.x]), ()
