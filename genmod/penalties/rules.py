@@ -27,7 +27,9 @@ _RESAMPLING = (
 _ANYWHERE = frozenset(f"{_RESHAPES} {_CASTS} {_RESAMPLING}".split())
 _ADDITIVE = frozenset("add sub subtract __add__ __radd__ __sub__ __rsub__ rsub".split())
 _SCALING = frozenset("mul multiply div divide true_divide __mul__ __rmul__ __truediv__".split())
-_CONVOLUTIONS = frozenset("conv1d conv2d conv3d critic_conv".split())
+_CONVOLUTIONS = frozenset("conv1d conv2d conv3d critic_conv2d".split())
+#: What autocast casts to its lower precision.
+AUTOCAST = frozenset({*_CONVOLUTIONS, "linear", "matmul", "__matmul__", "mm"})
 
 
 def operation(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[Node, Tensor]) -> Operation:

@@ -42,6 +42,8 @@ class Tape:
         self._input, *self._steps = graph.nodes
         self.parameters: list[Tensor] = list({id(p): p for node in self._steps for p in _operation(node).parameters}.values())
 
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def input_gradient(self) -> Tensor:
         """The gradient of each sample's output by that sample; keeps the signal at every operation with parameters."""
         signals = {self._steps[-1]: torch.ones(self.shape, dtype=self.output.dtype, device=self.output.device)}
@@ -57,6 +59,8 @@ class Tape:
                 signals[operand] = signals[operand] + share if operand in signals else share
         return signals.get(self._input, torch.zeros_like(self.x))
 
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def replay(self, c: Tensor, at: Tensor, keep: bool) -> list[Tensor | None]:
         """Gradients of `parameters` from a run at another point, with constants scaled by `c` and the signals of
         `input_gradient`. Masks and signals are let go on the way, unless `keep`."""
@@ -144,17 +148,19 @@ class _Recorder(TorchFunctionMode):
 
     def _record(self, function: Any, args: Any, kwargs: Any) -> Tensor:
         name = function.__name__
-        values = dict(self.values)
         map_aggregate((args, kwargs), self._must_not_hide_x)
         if name == "batch_norm":
             return self._batch_norm(*args, **kwargs)
+        args, kwargs, casts = self._autocast(name, args, kwargs)
+        values = dict(self.values)
         try:
             function, args, kwargs, changes_input = _out_of_place(function, args, kwargs)
             step = rules.operation(function, args, kwargs, values)
         except (TypeError, IndexError, AttributeError) as error:
             raise Unsupported(f"{name} was called in an unknown way: {error}") from error
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.x.device.type, enabled=False):
             output = step.forward(values)
+        del casts  # kept alive until they were used
         first = values[step.operands[0]]
         if output.dim() == 0 or output.shape[0] != self.batch:
             raise Unsupported(f"{name} turns shape {tuple(first.shape)} into {tuple(output.shape)}: the batch is gone")
@@ -164,6 +170,22 @@ class _Recorder(TorchFunctionMode):
         node.meta["operation"] = step
         # A value that is handed out is a tensor of its own, even where the operation returned its operand.
         return self._register(node, output.detach())
+
+    def _autocast(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any, list[Tensor]]:
+        """What autocast would do to the operands: casts, which then are operations of their own."""
+        device = self.x.device.type
+        if name not in rules.AUTOCAST or not torch.is_autocast_enabled(device):
+            return args, kwargs, []
+        dtype = torch.get_autocast_dtype(device)
+        casts: list[Tensor] = []
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, Node) and self.values[value].dtype != dtype:
+                casts.append(self._record(torch.Tensor.to, (value, dtype), {}))
+                value = self._node(casts[-1])
+            return value.to(dtype) if isinstance(value, Tensor) else value
+
+        return *map_aggregate((args, kwargs), cast), casts
 
     def _overwrite(self, changed: Tensor) -> None:
         """Whoever still looks at this memory expects to see it changed; it is not."""
