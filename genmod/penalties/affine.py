@@ -123,47 +123,69 @@ class Product(Operation):
 
 
 class Layer(Operation):
-    """A convolution or a linear layer: `function(x, weight, bias, *options)`."""
+    """A convolution or a linear layer: `function(x, weight, bias, *options)`, its channels at `channel_dim`."""
 
-    def __init__(self, function: Callable[..., Tensor], x: Node, weight: Tensor, bias: Tensor | None, options: Any) -> None:
+    channel_dim: int
+
+    def __init__(
+        self, function: Callable[..., Tensor], x: Node, weight: Tensor, bias: Tensor | None, *options: Any
+    ) -> None:
         super().__init__(function, (x, weight, bias, *options), {})
         self.x, self.weight, self.bias, self.options = x, weight, bias, options
         self.parameters = [p for p in (weight, bias) if p is not None and p.requires_grad]
 
     def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
-        with torch.enable_grad():
-            weight = self.weight.detach().requires_grad_(self.weight.requires_grad)
-            output = self.function(values[self.x], weight, None, *self.options)
-            grads = list(torch.autograd.grad(output, weight, signal)) if weight.requires_grad else []
-        output = output.detach()
+        x, weight = values[self.x], self.weight.detach()
+        output = self.function(x, weight, None, *self.options)
+        grads = [self.weight_gradient(signal, x, weight)] if self.weight.requires_grad else []
         if self.bias is None:
             return output, grads
-        # The channels are dimension 1 of a convolution's output, and the last of a linear layer's.
-        channels = -1 if self.function is F.linear else 1
-        shape = [1] * output.dim()
-        shape[channels] = -1
         scale = per_sample(c, output)
+        shape = [1] * output.dim()
+        shape[self.channel_dim] = -1
         output += scale * self.bias.detach().view(shape)
         if self.bias.requires_grad:
-            kept = channels % output.dim()
-            grads.append((signal * scale).sum([d for d in range(output.dim()) if d != kept]))
+            others = [d for d in range(output.dim()) if d != self.channel_dim % output.dim()]
+            grads.append((signal * scale).sum(others))
         return output, grads
+
+    def weight_gradient(self, signal: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LinearLayer(Layer):
+    """:math:`x W^\\top + b` over the last dimension."""
+
+    channel_dim = -1
+
+    def adjoint(self, signal: Tensor, inputs: Values) -> Values:
+        return {self.x: signal @ self.weight.detach()}
+
+    def weight_gradient(self, signal: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return signal.flatten(0, -2).t() @ x.flatten(0, -2)
 
 
 class Convolution(Layer):
-    """A convolution, whose adjoint is the backend's own kernel for the gradient of a convolution's input."""
+    """A convolution; its adjoint and its weight gradient are the backend's own kernels."""
+
+    channel_dim = 1
 
     def adjoint(self, signal: Tensor, inputs: Values) -> Values:
-        (x,) = inputs.values()
-        stride, padding, dilation, groups = self.options
+        # Of the input only the shape enters.
+        return {self.x: self._backward(signal, inputs[self.x], self.weight.detach(), 0)}
+
+    def weight_gradient(self, signal: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return self._backward(signal, x, weight, 1)
+
+    def _backward(self, signal: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
         rank = x.dim() - 2
-        weight = self.weight.detach()
+        stride, padding, dilation, groups = self.options
         many = [list(v) if isinstance(v, (tuple, list)) else [v] * rank for v in (stride, padding, dilation)]
-        only_input = [True, False, False]
-        grad, _, _ = torch.ops.aten.convolution_backward(
-            signal, x, weight, None, *many, False, [0] * rank, groups, only_input
-        )
-        return {self.x: grad}
+        mask = [which == 0, which == 1, False]
+        no_output_padding = [0] * rank
+        return torch.ops.aten.convolution_backward(
+            signal, x, weight, None, *many, False, no_output_padding, groups, mask
+        )[which]
 
 
 class Activation(Operation):

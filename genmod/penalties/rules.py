@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.node import Node
 
-from genmod.penalties.affine import Activation, Additive, Convolution, Layer, Linear, Operation, Product, Unsupported
+from genmod.penalties.affine import Activation, Additive, Convolution, Linear, LinearLayer, Operation, Product, Unsupported
 
 #: Questions about a tensor that are not about its values.
 METADATA = frozenset(
@@ -74,12 +74,12 @@ def _convolution(
     if isinstance(padding, str):
         raise Unsupported(f"{function.__name__} with padding={padding!r}, expected numbers")
     plain = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
-    return Convolution(plain, input, weight, bias, (stride, padding, dilation, groups))
+    return Convolution(plain, input, weight, bias, stride, padding, dilation, groups)
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Operation:
     _only_input_depends("linear", input, weight, bias)
-    return Layer(F.linear, input, weight, bias, ())
+    return LinearLayer(F.linear, input, weight, bias)
 
 
 def _only_input_depends(name: str, x: Any, weight: Any, bias: Any) -> None:

@@ -69,7 +69,7 @@ def value_and_input_gradient(critic: Critic, x: Tensor, *, engine: Engine = "aut
         critic: a module or function from `[N, ...]` to one value per sample, in `N` elements.
         x: samples, `[N, ...]`, floating point. Taken as constants: no gradient flows back to where they come from.
         engine: "shared" demands the shared gradient; "autograd" is a backward of a backward, for any critic; "auto"
-            takes the first where it can, and warns once per critic where it cannot.
+            takes the first where it is faster and can be had, and warns once per critic where it cannot.
 
     Returns:
         Values `[N]`, in the critic's output dtype, and gradients, of the shape and dtype of `x`.
@@ -86,7 +86,7 @@ def value_and_input_gradient(critic: Critic, x: Tensor, *, engine: Engine = "aut
         if engine == "shared":
             raise RuntimeError('engine: got "shared" inside a torch.func transform, expected "auto" or "autograd"')
         return _by_transform(critic, x)
-    if engine == "autograd" or (engine == "auto" and _known_to_refuse(critic)):
+    if engine == "autograd" or (engine == "auto" and (_too_small(x) or _known_to_refuse(critic))):
         return _by_autograd(critic, x)
     try:
         recorded = tape.record(critic, x)
@@ -106,6 +106,13 @@ def _check(x: object, engine: str) -> None:
         raise ValueError("x: got a 0-d tensor, expected the batch first")
     if engine not in ("auto", "shared", "autograd"):
         raise ValueError(f"engine: got {engine!r}, expected 'auto', 'shared' or 'autograd'")
+
+
+def _too_small(x: Tensor) -> bool:
+    # Keeping a tape costs a few milliseconds on a CPU, which convolutions have to earn. Measured, autograd's time over
+    # ours: 0.4 and 0.96 for multilayer perceptrons of 96 and 512 units, 0.95 for DCGAN at 32 pixels and batch 8 (25k
+    # numbers), 1.2 at batch 32 (98k), 1.33 at 64 pixels and batch 4 (49k).
+    return x.dim() < 3 or x.numel() < 2**15
 
 
 def _one_per_sample(output: object, batch: int) -> Tensor:

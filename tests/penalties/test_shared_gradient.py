@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genmod import penalties
 from genmod import nn as gnn
-from genmod.penalties import value_and_input_gradient
+from genmod.penalties import shared_gradient, value_and_input_gradient
 
 from .critics import OTHERS, PIECEWISE_LINEAR, dcgan
 
@@ -150,7 +150,8 @@ def test_critic_layers_waste_nothing_with_autograd():
 
 
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
-def test_other_critics_take_autograd_and_say_so_once(make):
+def test_other_critics_take_autograd_and_say_so_once(make, monkeypatch):
+    monkeypatch.setattr(shared_gradient, "_too_small", lambda x: False)
     critic, x = make().double(), samples()
     with pytest.warns(UserWarning, match="by autograd, not by the shared gradient"):
         ours = penalties.r1(critic, x)
@@ -237,6 +238,13 @@ def test_nothing_is_written_to():
     values, inputs = value_and_input_gradient(critic, x, engine="shared")
     LOSSES["loss and r1"](values, inputs).backward()
     assert all(torch.equal(a, b) for a, b in zip(before, (x, *critic.parameters())))
+
+
+def test_auto_takes_what_is_faster():
+    critic = dcgan()
+    for batch, passes in ((4, 6), (2**15 // 192 + 1, 4)):
+        counted = count_convolutions(lambda batch=batch: penalties.r1(critic, samples(torch.float32, batch)).backward())
+        assert (counted >= 3 * 6) == (passes == 6)
 
 
 def test_spectral_norm_moves_once():
