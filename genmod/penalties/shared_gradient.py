@@ -59,6 +59,7 @@ class _Shared(torch.autograd.Function):
         return None, *recorded.replay(scale, at, keep)
 
 
+@torch._disable_dynamo  # a compiled training step calls it as it is: a graph break, and the right gradients
 def value_and_input_gradient(critic: Critic, x: Tensor, *, engine: Engine = "auto") -> tuple[Tensor, Tensor]:
     r""":math:`D(x_i)` and :math:`\nabla_x D(x_i)` of a critic, from which every gradient penalty is made.
 

@@ -244,7 +244,7 @@ def test_auto_takes_what_is_faster():
     critic = dcgan()
     for batch, passes in ((4, 6), (2**15 // 192 + 1, 4)):
         counted = count_convolutions(lambda batch=batch: penalties.r1(critic, samples(torch.float32, batch)).backward())
-        assert (counted >= 3 * 6) == (passes == 6)
+        assert (counted > 3 * 4) == (passes == 6)
 
 
 def test_spectral_norm_moves_once():
