@@ -12,8 +12,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cases, machine, report, runner
+from benchmarks import cases, critic_steps, machine, report, runner
 from genmod.specs import specs
+
+STEPS = critic_steps.STEPS
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 
@@ -22,6 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--op", action="append", choices=list(specs()), help="an op; may be repeated (default: all)")
+    parser.add_argument("--steps", action="store_true", help="whole training steps instead of single ops")
     parser.add_argument("--workload", default="", help="only workloads whose name contains this")
     parser.add_argument("--mode", action="append", choices=cases.MODES, help="may be repeated (default: all)")
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
@@ -56,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(chosen: list[Any], device: torch.device, args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """All results of one run, as they are written to a file."""
     dtype, modes = DTYPES[args.dtype], tuple(args.mode or cases.MODES)
+    if args.steps:
+        rows = runner.run_steps(STEPS, device, dtype, workload=args.workload, rounds=args.rounds, progress=progress)
+        return {"machine": machine.describe(device), "dtype": args.dtype, "copy_bytes_per_second": {}, "rows": rows}
     rows = runner.run_all(
         chosen, device, dtype, modes=modes, workload=args.workload, rounds=args.rounds, progress=progress
     )

@@ -138,6 +138,8 @@ def _step(name: str, objective, ours, batch: int = 32, layers: bool = False) -> 
 STEPS = (
     _step("R1 alone", _r1, lambda c, real, fake: penalties.r1(c, real, gamma=GAMMA).backward(), layers=True),
     _step("R1", _r1_step, lambda c, real, fake: penalties.critic_step(c, real, fake, penalty="r1", gamma=GAMMA)),
-    _step("R1 + R2", _r1_r2_step, lambda c, real, fake: penalties.critic_step(c, real, fake, penalty="r1+r2", gamma=GAMMA)),
+    _step(
+        "R1 + R2", _r1_r2_step, lambda c, real, fake: penalties.critic_step(c, real, fake, penalty="r1+r2", gamma=GAMMA)
+    ),
     _step("WGAN-GP", _wgan_gp_step, _our_wgan_gp_step),
 )

@@ -19,8 +19,7 @@ def _cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     def ratio(name: str) -> str:
         return f"{median[name] / ours:.2f}" if name in median else "-"
 
-    rate = row["bytes_moved"] / ours
-    copy = result["copy_bytes_per_second"][row["workload"]]
+    rate, copy = row["bytes_moved"] / ours, result["copy_bytes_per_second"].get(row["workload"])
     memory = row["peak_bytes"]
     share = f"{memory['genmod'] / memory['eager']:.2f}x eager" if memory["eager"] else "-"
     return [
@@ -31,8 +30,8 @@ def _cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
         ratio("eager"),
         ratio("compile"),
         ratio("genmod:reference"),
-        f"{rate / 1e9:.1f}",
-        f"{100 * rate / copy:.0f} %" if row["mode"] != "double backward" else "-",
+        f"{rate / 1e9:.1f}" if rate else "-",
+        f"{100 * rate / copy:.0f} %" if copy and row["mode"] != "double backward" else "-",
         f"{memory['genmod'] / 2**20:.1f} MiB, {share}",
     ]
 

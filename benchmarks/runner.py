@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import steps
 from benchmarks.cases import Case, cases
 from genmod.registry import OpSpec
 from genmod.testing import battery, measure
@@ -63,4 +64,21 @@ def run_all(
             for case in cases(spec, chosen, device, dtype, modes):
                 progress(f"{case.op}, {case.workload}, {case.mode}")
                 rows.append(run(case, device, rounds))
+    return rows
+
+
+def run_steps(
+    chosen: Iterable[steps.Step],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    workload: str = "",
+    rounds: int = 15,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Every training step whose name contains `workload`. Each checks that its contenders agree before it is timed."""
+    rows = []
+    for step in (s for s in chosen if workload in s.name):
+        progress(f"{step.op}, {step.name}")
+        rows += [run(case, device, rounds) for case in steps.cases(step, device, dtype)]
     return rows

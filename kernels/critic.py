@@ -1,4 +1,7 @@
-"""Leaky ReLU by its mask on a GPU. The maths is in genmod/reference/critic.py, how elements are found in kernels/rows.py."""
+"""Leaky ReLU by its mask on a GPU.
+
+The maths is in genmod/reference/critic.py, how elements are found in kernels/rows.py.
+"""
 
 from __future__ import annotations
 

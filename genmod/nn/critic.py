@@ -50,9 +50,9 @@ class CriticReLU(nn.ReLU):
 class BlurDownsample(nn.Module):
     r"""Low-pass filter and take every other pixel, `[N, C, H, W]` to `[N, C, ceil(H / 2), ceil(W / 2)]`.
 
-    The filter is the outer product of a binomial one with itself, normalised to sum 1, one channel at a time, with zeros
-    beyond the edge. Linear; differentiable to any order. Source: Zhang, *Making convolutional networks shift-invariant
-    again*, ICML 2019; in critics, Karras et al., CVPR 2020.
+    The filter is the outer product of a binomial one with itself, normalised to sum 1, one channel at a time, with
+    zeros beyond the edge. Linear; differentiable to any order. Source: Zhang, *Making convolutional networks
+    shift-invariant again*, ICML 2019; in critics, Karras et al., CVPR 2020.
 
     Args:
         taps: the filter in one dimension, `(1, 3, 3, 1)` or, of odd length, `(1, 2, 1)` and the like.
@@ -85,8 +85,8 @@ class MinibatchStdDev(nn.Module):
     r"""Appends, as channels, how much the samples of a group differ: a critic's view of variety.
 
     The batch is split into groups of `group_size` (the largest divisor of the batch that is not greater). For each
-    group and each of `channels` parts of the features, the standard deviation :math:`\sqrt{\mathrm{var} + \epsilon}` over
-    the group, averaged over features and pixels, becomes a constant channel of every sample in the group. It mixes
+    group and each of `channels` parts of the features, the standard deviation :math:`\sqrt{\mathrm{var} + \epsilon}`
+    over the group, averaged over features and pixels, becomes a constant channel of every sample in the group. It mixes
     samples, so penalties on such a critic take the autograd path. Differentiable to any order.
 
     Args:

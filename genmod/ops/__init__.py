@@ -5,6 +5,14 @@ from genmod.ops.critic import critic_leaky_relu
 from genmod.ops.critic_conv import critic_conv2d
 from genmod.ops.gaussian import clamp_logvar, gaussian_kl, gaussian_nll, reparameterize, sample_kl
 
-__all__ = ["clamp_logvar", "critic_conv2d", "critic_leaky_relu", "gaussian_kl", "gaussian_nll", "reparameterize", "sample_kl"]
+__all__ = [
+    "clamp_logvar",
+    "critic_conv2d",
+    "critic_leaky_relu",
+    "gaussian_kl",
+    "gaussian_nll",
+    "reparameterize",
+    "sample_kl",
+]
 
 backends.force_from_environment()

@@ -2,7 +2,9 @@ r"""Convolution whose derivatives, to any order, are convolutions by the backend
 
 With :math:`y = w * x`, the three maps
 
-.. math:: (x, w) \mapsto y, \qquad (g, w) \mapsto \partial_x \langle g, y \rangle, \qquad (g, x) \mapsto \partial_w \langle g, y \rangle
+.. math::
+    (x, w) \mapsto y, \qquad (g, w) \mapsto \partial_x \langle g, y \rangle, \qquad
+    (g, x) \mapsto \partial_w \langle g, y \rangle
 
 are each linear in both arguments, and the derivatives of any of them are the other two. ATen's double backward builds
 the weight gradient from a convolution with batch and channels exchanged instead, which is slower; and a convolution as
@@ -44,7 +46,15 @@ def critic_conv2d(
     """
     if has_torch_function_variadic(x, weight):
         return handle_torch_function(
-            critic_conv2d, (x, weight), x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+            critic_conv2d,
+            (x, weight),
+            x,
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
         )
     plain = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
     if plain or x.dim() != 4 or isinstance(padding, str) or not torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Gradient penalties for critics: exact, twice differentiable where it counts, and cheaper than a backward of a backward."""
+"""Gradient penalties for critics: exact, and cheaper than a backward of a backward."""
 
 from genmod.penalties.approximate import approximate_r1, approximate_r2
 from genmod.penalties.functional import dragan, max_gp, r1, r1_r2, r2, wgan_gp, wgan_lp, zero_centered

@@ -5,7 +5,8 @@ activation masks. It is run
 
 * `forward`: :math:`y = L x + b` at the sample, remembering masks and no activations;
 * `adjoint`: :math:`s \mapsto L^\top s`, which takes the critic's output back to its input gradient;
-* `replay`: :math:`y = L x + c\,b` with the same masks, at another point and with the constants scaled by `c`, one number
+* `replay`: :math:`y = L x + c\,b` with the same masks, at another point and with the constants scaled by `c`, one
+number
   per sample; and the gradients of the parameters under the signal `s` that `adjoint` had at this operation.
 
 Everything here keeps samples apart: the batch stays the first dimension and no operation looks across it. What would is

@@ -6,19 +6,21 @@ import torch
 from torch import Tensor
 
 from genmod.ops import _checks
+from genmod.penalties.outputs import one_per_sample
 from genmod.penalties.shared_gradient import Critic
 
 
 def approximate_r1(
     critic: Critic, real: Tensor, *, gamma: float = 10.0, sigma: float = 0.01, generator: torch.Generator | None = None
 ) -> Tensor:
-    r""":math:`\tfrac{\gamma}{2}\,\mathbb E\bigl(D(x + \delta) - D(x)\bigr)^2 d / \lVert\delta\rVert^2`, an estimate of R1.
+    r""":math:`\tfrac{\gamma}{2}\,\mathbb E\bigl(D(x + \delta) - D(x)\bigr)^2 d / \lVert\delta\rVert^2`.
 
-    :math:`\delta` is Gaussian noise of standard deviation :math:`\sigma` and :math:`d` the number of elements of a
-    sample. The perturbation is added in float32 and then rounded to the precision that the critic runs in; what counts is
-    the difference that is left after that rounding: divided by :math:`\sigma^2` instead, the estimate would take the noise
-    of rounding for slope, a fifth too much in bfloat16 for pixels of magnitude 2 to 4 at the default. No second derivative is taken, so any critic can be compiled; on a
-    piecewise-linear one it saves no arithmetic over the exact penalty.
+    An estimate of R1: :math:`\delta` is Gaussian noise of standard deviation :math:`\sigma` and :math:`d` the number of
+    elements of a sample. The perturbation is added in float32 and then rounded to the precision that the critic runs
+    in; what counts is the difference that is left after that rounding: divided by :math:`\sigma^2` instead, the
+    estimate would take the noise of rounding for slope, a fifth too much in bfloat16 for pixels of magnitude 2 to 4 at
+    the default. No second derivative is taken, so any critic can be compiled; on a piecewise-linear one it saves no
+    arithmetic over the exact penalty.
 
     Args:
         critic: from `[N, ...]` to one value per sample.
@@ -43,7 +45,7 @@ def approximate_r1(
     noise = torch.randn(x.shape, dtype=wide, device=x.device, generator=generator)
     perturbed = (x.to(wide) + sigma * noise).to(dtype)
     moved = (perturbed.to(wide) - x.to(wide)).reshape(x.shape[0], -1).square().sum(1)
-    before, after = (_values(critic, t).to(wide) for t in (x, perturbed))
+    before, after = (one_per_sample(critic(t), t.shape[0]).to(wide) for t in (x, perturbed))
     elements = max(x[:1].numel(), 1)
     ratio = (after - before).square() * elements / moved.clamp(min=torch.finfo(wide).tiny)
     return 0.5 * gamma * ratio.sum() / max(x.shape[0], 1)
@@ -54,12 +56,3 @@ def approximate_r2(
 ) -> Tensor:
     """:func:`approximate_r1` on fake samples."""
     return approximate_r1(critic, fake, gamma=gamma, sigma=sigma, generator=generator)
-
-
-def _values(critic: Critic, x: Tensor) -> Tensor:
-    values = critic(x)
-    if values.numel() != x.shape[0]:
-        raise ValueError(
-            f"critic: got an output of shape {tuple(values.shape)}, expected one value for each of {x.shape[0]} samples"
-        )
-    return values.reshape(-1)

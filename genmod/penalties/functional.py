@@ -1,8 +1,9 @@
 r"""Gradient penalties, each a 0-d tensor to call `.backward()` on.
 
-With a critic :math:`D` and its input gradient :math:`g_i = \nabla_x D(x_i)`, norms are taken per sample, over all of its
-elements, and means over the batch. Every function takes `engine`, explained at `value_and_input_gradient`; the parameters
-of the critic receive exact gradients either way. Samples are constants here: none of these penalties trains a generator.
+With a critic :math:`D` and its input gradient :math:`g_i = \nabla_x D(x_i)`, norms are taken per sample, over all of
+its elements, and means over the batch. Every function takes `engine`, explained at `value_and_input_gradient`; the
+parameters of the critic receive exact gradients either way. Samples are constants here: none of these penalties trains
+a generator.
 
 Under autocast the critic runs as it would, and norms are taken in float32. The inner gradient is that of the critic's
 output, never of a scaled loss, so a `GradScaler` scales a penalty once, like any other loss.
@@ -108,7 +109,7 @@ def zero_centered(
     critic: Critic, real: Tensor, fake: Tensor, *, gamma: float = 10.0, generator: torch.Generator | None = None,
     engine: Engine = "auto",
 ) -> Tensor:  # fmt: skip
-    r""":math:`\tfrac{\gamma}{2}\,\mathbb E\lVert\nabla D(\hat x)\rVert^2` at random points between real and fake samples.
+    r""":math:`\tfrac{\gamma}{2}\,\mathbb E\lVert\nabla D(\hat x)\rVert^2` between real and fake samples.
 
     Source: Thanh-Tung, Tran and Venkatesh, *Improving generalization and stability of GANs*, ICLR 2019.
     """
@@ -169,7 +170,7 @@ def warn_of_batch_norm(critic: Critic) -> None:
     if any(isinstance(m, _BatchNorm) and m.training for m in critic.modules()):
         _warned_of_batch_norm.add(critic)
         warnings.warn(
-            f"{type(critic).__name__} has batch normalisation in training: its output for one sample depends on all the "
+            f"{type(critic).__name__} has batch normalisation in training: its output for one sample depends on all "
             "others, so a penalty on each sample's own gradient does not bound what it is meant to. Layer, instance or "
             "group normalisation keep samples apart",
             stacklevel=4,

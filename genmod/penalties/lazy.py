@@ -34,8 +34,8 @@ class Lazy:
 def lazy_adam(lr: float, betas: tuple[float, float] = (0.0, 0.99), *, every: int = 16) -> dict[str, Any]:
     r"""Adam's `lr` and `betas` for an optimiser that also takes the extra step of a lazy penalty.
 
-    When loss and lazy penalty step separately there are k + 1 steps where there were k. With :math:`c = k / (k + 1)` the
-    learning rate becomes :math:`c\,\mathrm{lr}` and the betas :math:`\beta^c`, which keeps the course of training.
+    When loss and lazy penalty step separately there are k + 1 steps where there were k. With :math:`c = k / (k + 1)`
+    the learning rate becomes :math:`c\,\mathrm{lr}` and the betas :math:`\beta^c`, which keeps the course of training.
     Do not use it when penalty and loss are summed before one step.
 
     Returns:

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.node import Node
 
-from genmod.penalties.affine import Activation, Additive, Convolution, Linear, LinearLayer, Operation, Product, Unsupported
+from genmod.penalties.affine import (
+    Activation,
+    Additive,
+    Convolution,
+    Linear,
+    LinearLayer,
+    Operation,
+    Product,
+    Unsupported,
+)
 
 #: Questions about a tensor that are not about its values.
 METADATA = frozenset(
-    "__get__ size dim ndimension stride numel nelement is_contiguous is_floating_point is_complex __len__ element_size "
-    "storage_offset get_device type_as has_names is_same_size".split()
+    [
+        "__get__",
+        "size",
+        "dim",
+        "ndimension",
+        "stride",
+        "numel",
+        "nelement",
+        "is_contiguous",
+        "is_floating_point",
+        "is_complex",
+        "__len__",
+        "element_size",
+        "storage_offset",
+        "get_device",
+        "type_as",
+        "has_names",
+        "is_same_size",
+    ]
 )
 
 _RESHAPES = "view reshape flatten unflatten squeeze unsqueeze contiguous clone view_as reshape_as alias"
@@ -25,14 +50,16 @@ _RESAMPLING = (
     "pixel_shuffle pixel_unshuffle channel_shuffle neg negative __neg__"
 )
 _ANYWHERE = frozenset(f"{_RESHAPES} {_CASTS} {_RESAMPLING}".split())
-_ADDITIVE = frozenset("add sub subtract __add__ __radd__ __sub__ __rsub__ rsub".split())
-_SCALING = frozenset("mul multiply div divide true_divide __mul__ __rmul__ __truediv__".split())
-_CONVOLUTIONS = frozenset("conv1d conv2d conv3d critic_conv2d".split())
+_ADDITIVE = frozenset(["add", "sub", "subtract", "__add__", "__radd__", "__sub__", "__rsub__", "rsub"])
+_SCALING = frozenset(["mul", "multiply", "div", "divide", "true_divide", "__mul__", "__rmul__", "__truediv__"])
+_CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d", "critic_conv2d"])
 #: What autocast casts to its lower precision.
 AUTOCAST = frozenset({*_CONVOLUTIONS, "linear", "matmul", "__matmul__", "mm"})
 
 
-def operation(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[Node, Tensor]) -> Operation:
+def operation(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[Node, Tensor]
+) -> Operation:
     """The tape's operation for a call in which nodes stand for what depends on x; raises Unsupported."""
     name = function.__name__
     if "out" in kwargs:
@@ -68,7 +95,14 @@ def _activation(name: str, x: Node, negative_slope: float | None = None, inplace
 
 
 def _convolution(
-    function: Any, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    function: Any,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Operation:
     _only_input_depends(function.__name__, input, weight, bias)
     if isinstance(padding, str):
@@ -96,7 +130,9 @@ def _sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], values: d
     return (Linear if len(nodes) == 2 else Additive)(function, args, kwargs)
 
 
-def _product(function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[Node, Tensor]) -> Operation:
+def _product(
+    function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[Node, Tensor]
+) -> Operation:
     if isinstance(args[0], Node) and isinstance(args[1], Node):
         raise Unsupported(f"{name} multiplies two values that depend on x")
     divides = name in ("div", "divide", "true_divide", "__truediv__")
@@ -118,7 +154,9 @@ def _keep_batch(name: str, rank: int, dims: Any) -> None:
         raise Unsupported(f"{name} over dimensions {list(dims)} mixes samples")
 
 
-def _reduction(name: str, rank: int, dim: Any = None, keepdim: bool = False, *, axis: Any = None, dtype: Any = None) -> None:
+def _reduction(
+    name: str, rank: int, dim: Any = None, keepdim: bool = False, *, axis: Any = None, dtype: Any = None
+) -> None:
     dim = axis if dim is None else dim
     if dim is None or dim == []:
         raise Unsupported(f"{name} over all dimensions mixes samples")
@@ -177,8 +215,3 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "dropout": _dropout,
     "dropout2d": _dropout,
 }
-
-
-def names() -> Iterator[str]:
-    """Every torch function that a critic may be made of."""
-    yield from sorted({*_ANYWHERE, *_ADDITIVE, *_SCALING, *_CONVOLUTIONS, *_CHECKS, "linear", "matmul", "relu", "leaky_relu"})

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from genmod.penalties import tape
 from genmod.penalties.affine import Unsupported, per_sample
+from genmod.penalties.outputs import one_per_sample
 
 Engine = Literal["auto", "shared", "autograd"]
 Critic = Callable[[Tensor], Tensor]
@@ -116,26 +117,16 @@ def _too_small(x: Tensor) -> bool:
     return x.dim() < 3 or x.numel() < 2**15
 
 
-def _one_per_sample(output: object, batch: int) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise TypeError(f"critic: got an output of type {type(output).__name__}, expected a tensor")
-    if output.numel() != batch:
-        raise ValueError(
-            f"critic: got an output of shape {tuple(output.shape)}, expected one value for each of {batch} samples"
-        )
-    return output.reshape(-1)
-
-
 def _by_autograd(critic: Critic, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        values = _one_per_sample(critic(x), x.shape[0])
+        values = one_per_sample(critic(x), x.shape[0])
         (gradients,) = torch.autograd.grad(values, x, torch.ones_like(values), create_graph=True)
     return values, gradients
 
 
 def _by_transform(critic: Critic, x: Tensor) -> tuple[Tensor, Tensor]:
-    values, pull_back = torch.func.vjp(lambda x: _one_per_sample(critic(x), x.shape[0]), x)
+    values, pull_back = torch.func.vjp(lambda x: one_per_sample(critic(x), x.shape[0]), x)
     return values, pull_back(torch.ones_like(values))[0]
 
 

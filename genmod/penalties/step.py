@@ -11,6 +11,7 @@ from torch import Tensor
 from genmod.ops import _checks
 from genmod.ops.adversarial import critic_loss
 from genmod.penalties import functional as penalties
+from genmod.penalties.outputs import one_per_sample
 from genmod.penalties.shared_gradient import Critic, Engine, value_and_input_gradient
 
 PenaltyName = Literal["none", "r1", "r2", "r1+r2", "wgan-gp", "wgan-lp", "zero-centered", "dragan", "max-gp"]
@@ -77,7 +78,9 @@ def critic_step(
         if penalty in _AT_SAMPLES:
             real_values, fake_values, extra = _at_samples(critic, real, fake, penalty, gamma, engine)
         else:
-            real_values, fake_values = _values(critic, torch.cat((real, fake))).split(real.shape[0])
+            real_values, fake_values = one_per_sample(critic(torch.cat((real, fake))), 2 * real.shape[0]).split(
+                real.shape[0]
+            )
             extra = _elsewhere(critic, real, fake, penalty, gamma, engine, generator)
         function = loss if callable(loss) else lambda **values: critic_loss(**values, kind=loss)
         adversarial = function(real=real_values, fake=fake_values)
@@ -103,13 +106,19 @@ def _at_samples(
         return real_values, fake_values, penalties.half_mean_square(gradients, gamma, samples=real.shape[0])
     with_penalty, without = (real, fake) if penalty == "r1" else (fake, real)
     values, gradients = value_and_input_gradient(critic, with_penalty, engine=engine)
-    others = _values(critic, without)
+    others = one_per_sample(critic(without), without.shape[0])
     pair = (values, others) if penalty == "r1" else (others, values)
     return *pair, penalties.half_mean_square(gradients, gamma)
 
 
 def _elsewhere(
-    critic: Critic, real: Tensor, fake: Tensor, penalty: str, gamma: float, engine: Engine, generator: torch.Generator | None
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor,
+    penalty: str,
+    gamma: float,
+    engine: Engine,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """A penalty at other points than the samples themselves."""
     if penalty == "none":
@@ -118,12 +127,3 @@ def _elsewhere(
         return penalties.dragan(critic, real, weight=gamma, generator=generator, engine=engine)
     weight = {"gamma" if penalty == "zero-centered" else "weight": gamma}
     return _ELSEWHERE[penalty](critic, real, fake, **weight, generator=generator, engine=engine)
-
-
-def _values(critic: Critic, x: Tensor) -> Tensor:
-    values = critic(x)
-    if values.numel() != x.shape[0]:
-        raise ValueError(
-            f"critic: got an output of shape {tuple(values.shape)}, expected one value for each of {x.shape[0]} samples"
-        )
-    return values.reshape(-1)

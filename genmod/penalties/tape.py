@@ -1,8 +1,8 @@
 """Recording a critic on a tape, and running the tape backwards and again.
 
-A `TorchFunctionMode` watches the critic's own forward, so parametrisations, weight and spectral normalisation, hooks and
-Python control flow work by running: what does not depend on x is computed as always, once, and is a constant of the tape
-with its autograd graph. What depends on x becomes a node of a `torch.fx.Graph`, an operation of `affine`.
+A `TorchFunctionMode` watches the critic's own forward, so parametrisations, weight and spectral normalisation, hooks
+and Python control flow work by running: what does not depend on x is computed as always, once, and is a constant of the
+tape with its autograd graph. What depends on x becomes a node of a `torch.fx.Graph`, an operation of `affine`.
 
 Values that depend on x are handed to the critic's code as leaves that require a gradient. Something computed from them
 out of the mode's sight would carry them in its autograd graph, and is found there before it is taken for a constant.
@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from genmod.penalties import rules
 from genmod.penalties.affine import Operation, Unsupported, Values
+from genmod.penalties.outputs import one_per_sample
 
 
 class Tape:
@@ -35,12 +36,12 @@ class Tape:
         parameters: everything with a gradient that the operations use, as they use it.
     """
 
-    def __init__(self, graph: Graph, x: Tensor, output: Tensor) -> None:
-        self.graph, self.x = graph, x
-        self.shape = output.shape
-        self.output = output.reshape(-1)
+    def __init__(self, graph: Graph, x: Tensor, shape: torch.Size, output: Tensor) -> None:
+        self.graph, self.x, self.shape, self.output = graph, x, shape, output
         self._input, *self._steps = graph.nodes
-        self.parameters: list[Tensor] = list({id(p): p for node in self._steps for p in _operation(node).parameters}.values())
+        self.parameters: list[Tensor] = list(
+            {id(p): p for node in self._steps for p in _operation(node).parameters}.values()
+        )
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
@@ -142,7 +143,9 @@ class _Recorder(TorchFunctionMode):
         if function.__name__ in rules.METADATA:
             result = function(*args, **kwargs)
             if isinstance(result, Tensor):
-                raise Unsupported(f"an attribute of a value that depends on x was taken as a tensor of shape {tuple(result.shape)}")
+                raise Unsupported(
+                    f"an attribute of a value that depends on x was taken as a tensor of shape {tuple(result.shape)}"
+                )
             return result
         return self._record(function, new_args, new_kwargs)
 
@@ -220,18 +223,14 @@ class _Recorder(TorchFunctionMode):
         return value
 
     def finish(self, output: Any) -> Tape:
-        if not isinstance(output, Tensor):
-            raise Unsupported(f"the critic returns {type(output).__name__}, expected a tensor")
+        values = one_per_sample(output, self.batch)
         node = self._node(output)
         if not isinstance(node, Node):
             raise Unsupported("the critic's output does not come from its input by operations known here")
-        value = self.values[node].detach()
-        if value.numel() != self.batch:
-            raise ValueError(f"critic: got an output of shape {tuple(value.shape)}, expected one value for each of {self.batch} samples")
         steps = list(self.graph.nodes)
         for unused in reversed(steps[steps.index(node) + 1 :]):
             self.graph.erase_node(unused)
-        return Tape(self.graph, self.x.detach(), value)
+        return Tape(self.graph, self.x.detach(), output.shape, values.detach())
 
 
 def _out_of_place(function: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any, bool]:

@@ -72,7 +72,9 @@ class Nested(nn.Module):
         return x.view(x.size(0), 7, 1).transpose(1, 2).sum(2)
 
 
-def dcgan(layers: type[nn.Conv2d] = nn.Conv2d, activation: Callable[[], nn.Module] = lambda: nn.LeakyReLU(0.2)) -> nn.Module:
+def dcgan(
+    layers: type[nn.Conv2d] = nn.Conv2d, activation: Callable[[], nn.Module] = lambda: nn.LeakyReLU(0.2)
+) -> nn.Module:
     return nn.Sequential(
         layers(3, 6, 4, 2, 1), activation(), layers(6, 8, 4, 2, 1), activation(), layers(8, 1, 2), nn.Flatten(0)
     )
@@ -81,8 +83,8 @@ def dcgan(layers: type[nn.Conv2d] = nn.Conv2d, activation: Callable[[], nn.Modul
 def r3gan() -> nn.Module:
     """Residual blocks with grouped convolutions and interpolated downsampling."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 1), Residual(8), gnn.BlurDownsample(), nn.Conv2d(8, 12, 1, bias=False), Residual(12), nn.AvgPool2d(2),
-        nn.Conv2d(12, 12, 2, groups=12), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(12, 1),
+        nn.Conv2d(3, 8, 1), Residual(8), gnn.BlurDownsample(), nn.Conv2d(8, 12, 1, bias=False), Residual(12),
+        nn.AvgPool2d(2), nn.Conv2d(12, 12, 2, groups=12), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(12, 1),
     )  # fmt: skip
 
 
@@ -161,7 +163,9 @@ class StyleGAN2(nn.Module):
 
 
 def smooth() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 5, 3, 2), nn.SiLU(), nn.Conv2d(5, 5, 3), nn.GELU(), nn.Flatten(), nn.Linear(5, 1), nn.Softplus())
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, 2), nn.SiLU(), nn.Conv2d(5, 5, 3), nn.GELU(), nn.Flatten(), nn.Linear(5, 1), nn.Softplus()
+    )
 
 
 def normalised() -> nn.Module:

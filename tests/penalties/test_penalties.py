@@ -124,7 +124,9 @@ def test_a_flat_critic_has_finite_gradients(real, fake):
 
 def test_approximation_converges_to_r1(critic, real):
     exact = penalties.r1(critic, real, gamma=2.0).item()
-    estimates = [penalties.approximate_r1(critic, real.repeat(64, 1, 1, 1), gamma=2.0, sigma=1e-4).item() for _ in range(40)]
+    estimates = [
+        penalties.approximate_r1(critic, real.repeat(64, 1, 1, 1), gamma=2.0, sigma=1e-4).item() for _ in range(40)
+    ]
     mean, spread = torch.tensor(estimates).mean().item(), torch.tensor(estimates).std().item() / math.sqrt(40)
     assert abs(mean - exact) < 4 * spread
     assert spread < 0.05 * exact
