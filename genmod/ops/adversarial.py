@@ -1,0 +1,291 @@
+"""Family `adversarial`: what a critic and a generator play for, and LeCam regularisation, each in one pass.
+
+The public functions check their arguments and look up the constants of the loss; one dispatcher op, `adversarial`,
+computes them all. Where gradients will be needed, its twin `adversarial_with_gradients` makes them in the same pass.
+The maths is in `genmod.reference.adversarial`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from genmod import backends, layout
+from genmod.ops import _checks
+from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.reference import adversarial as reference
+
+Kind = Literal["non_saturating", "saturating", "hinge", "least_squares", "wasserstein", "relativistic"]
+Reduction = Literal["none", "mean", "sum"]
+KINDS = ("non_saturating", "saturating", "hinge", "least_squares", "wasserstein", "relativistic")
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class _Loss(NamedTuple):
+    """One loss, in the terms of `genmod.reference.adversarial`."""
+
+    curve: str
+    terms: list[float]  # sign, shift and weight of the real side or of the pair, then of the fake side
+    paired: bool = False
+
+
+_NOTHING = (0.0, 0.0, 0.0)
+_CRITIC = {
+    "non_saturating": _Loss("softplus", [-1.0, 0.0, 1.0, 1.0, 0.0, 1.0]),
+    "saturating": _Loss("softplus", [-1.0, 0.0, 1.0, 1.0, 0.0, 1.0]),
+    "hinge": _Loss("relu", [-1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    "least_squares": _Loss("square", [1.0, -1.0, 0.5, 1.0, 0.0, 0.5]),
+    "wasserstein": _Loss("linear", [1.0, 0.0, -1.0, 1.0, 0.0, 1.0]),
+    "relativistic": _Loss("softplus", [-1.0, 0.0, 1.0, *_NOTHING], paired=True),
+}
+_GENERATOR = {
+    "non_saturating": _Loss("softplus", [*_NOTHING, -1.0, 0.0, 1.0]),
+    "saturating": _Loss("softplus", [*_NOTHING, 1.0, 0.0, -1.0]),
+    "hinge": _Loss("linear", [*_NOTHING, 1.0, 0.0, -1.0]),
+    "least_squares": _Loss("square", [*_NOTHING, 1.0, -1.0, 0.5]),
+    "wasserstein": _Loss("linear", [*_NOTHING, 1.0, 0.0, -1.0]),
+    "relativistic": _Loss("softplus", [1.0, 0.0, 1.0, *_NOTHING], paired=True),
+}
+_LECAM = _Loss("square", [1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+
+
+def critic_loss(*, real: Tensor, fake: Tensor, kind: Kind = "non_saturating", reduction: Reduction = "mean") -> Tensor:
+    r"""What a critic minimises, from its outputs (logits) :math:`r` for real data and :math:`f` for generated data.
+
+    ================  =================================================================  ==============================
+    kind              loss, with means over all elements                                 source
+    ================  =================================================================  ==============================
+    non_saturating    :math:`E\,\zeta(-r) + E\,\zeta(f)`, :math:`\zeta(t) = \ln(1+e^t)`  Goodfellow et al., 2014
+    saturating        the same                                                           Goodfellow et al., 2014
+    hinge             :math:`E \max(1 - r, 0) + E \max(1 + f, 0)`                        Lim and Ye, 2017
+    least_squares     :math:`\tfrac12 E (r - 1)^2 + \tfrac12 E f^2`                      Mao et al., 2017
+    wasserstein       :math:`E f - E r`                                                  Arjovsky et al., 2017
+    relativistic      :math:`E\,\zeta(-(r - f))`, sample by sample                       Huang et al. (R3GAN), 2024
+    ================  =================================================================  ==============================
+
+    Args:
+        real: logits of any shape of rank >= 1, one per sample or a map of patches; float32, float64, bfloat16 or
+            float16.
+        fake: logits of the same dtype and device. The shape may be another, since each side is averaged over its own
+            elements; but not if the loss is "relativistic" or the reduction "none".
+        kind: see the table.
+        reduction: "mean"; "sum" of both sides; "none", the two sides added element by element. An empty side counts
+            as zero.
+
+    Returns:
+        The loss in float32, or in float64 for float64 logits.
+
+    Raises:
+        TypeError: not a tensor, not floating point, or dtypes that differ.
+        ValueError: an unknown `kind` or `reduction`, devices that differ, or shapes where they have to agree.
+
+    Differentiable twice, in both tensors. Kept for backward: the inputs, and the derivatives that forward made.
+    """
+    loss = _look_up(_CRITIC, kind, reduction)
+    _checks.tensor("real", real)
+    _check_fake(fake, real, loss, kind, reduction)
+    return _run(real, fake, None, None, loss, reduction)
+
+
+def generator_loss(
+    *, fake: Tensor, real: Tensor | None = None, kind: Kind = "non_saturating", reduction: Reduction = "mean"
+) -> Tensor:
+    r"""What a generator minimises, from the critic's outputs (logits) :math:`f` for what it made.
+
+    ================  ===========================================================  ====================================
+    kind              loss, with means over all elements                           source
+    ================  ===========================================================  ====================================
+    non_saturating    :math:`E\,\zeta(-f)`, :math:`\zeta(t) = \ln(1+e^t)`          Goodfellow et al., 2014
+    saturating        :math:`-E\,\zeta(f)`, the minimax game's own                 Goodfellow et al., 2014
+    hinge             :math:`-E f`                                                 Lim and Ye, 2017
+    least_squares     :math:`\tfrac12 E (f - 1)^2`                                 Mao et al., 2017
+    wasserstein       :math:`-E f`                                                 Arjovsky et al., 2017
+    relativistic      :math:`E\,\zeta(-(f - r))`, sample by sample                 Huang et al. (R3GAN), 2024
+    ================  ===========================================================  ====================================
+
+    Args:
+        fake: logits of any shape of rank >= 1; float32, float64, bfloat16 or float16.
+        real: logits :math:`r` for real data, of the shape, dtype and device of `fake`. Only "relativistic" needs them,
+            and looks at them.
+        kind: see the table.
+        reduction: "mean", "sum", or "none" for each element. An empty batch gives zero.
+
+    Returns:
+        The loss in float32, or in float64 for float64 logits.
+
+    Raises:
+        TypeError: not a tensor, not floating point, or dtypes that differ.
+        ValueError: an unknown `kind` or `reduction`; "relativistic" without `real`, or with one of another shape or
+            device.
+
+    Differentiable twice, in both tensors. Kept for backward: the inputs, and the derivatives that forward made.
+    """
+    loss = _look_up(_GENERATOR, kind, reduction)
+    if not loss.paired:
+        _checks.tensor("fake", fake)
+        return _run(None, fake, None, None, loss, reduction)
+    if real is None:
+        raise ValueError(f"real: got None with kind {kind!r}, expected the critic's outputs for real data")
+    _checks.tensor("real", real)
+    _check_fake(fake, real, loss, kind, reduction)
+    return _run(real, fake, None, None, loss, reduction)
+
+
+def lecam(*, real: Tensor, fake: Tensor, real_average: Tensor, fake_average: Tensor) -> Tensor:
+    r"""LeCam regularisation of a critic :math:`D`, for training with little data:
+
+    .. math:: E \lVert D(x) - \alpha_F \rVert^2 + E \lVert D(G(z)) - \alpha_R \rVert^2
+
+    with :math:`\alpha_R` and :math:`\alpha_F` moving averages of the critic's outputs for real and for generated data.
+    `nn.LeCam` keeps them. The formula is the paper's; its authors' code clips the differences at zero.
+
+    Args:
+        real, fake: logits, as in :func:`critic_loss`; their shapes may differ.
+        real_average, fake_average: :math:`\alpha_R, \alpha_F`: floating-point tensors of one element.
+
+    Returns:
+        The regulariser, a mean over all elements, in float32, or in float64 for float64 logits. An empty side counts as
+        zero.
+
+    Raises:
+        TypeError: not a tensor, not floating point, or logits whose dtypes differ.
+        ValueError: devices that differ, or an average of more than one element.
+
+    Differentiable twice in `real` and `fake`; also in the averages, by way of plain PyTorch. Kept for backward: the
+    inputs, and the derivatives that forward made.
+    Source: Tseng et al., *Regularizing generative adversarial networks under limited data*, CVPR 2021.
+    """
+    _checks.tensor("real", real)
+    _check_fake(fake, real, _LECAM, "lecam", "mean")
+    real_center = _average("fake_average", fake_average, real)
+    fake_center = _average("real_average", real_average, real)
+    return _run(real, fake, real_center, fake_center, _LECAM, "mean")
+
+
+# Arguments.
+
+
+def _look_up(losses: dict[str, _Loss], kind: Any, reduction: Any) -> _Loss:
+    _checks.choice("kind", kind, KINDS)
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    return losses[kind]
+
+
+def _check_fake(fake: Any, real: Tensor, loss: _Loss, kind: str, reduction: str) -> None:
+    _checks.matching("fake", fake, "real", real)
+    if (loss.paired or reduction == "none") and fake.shape != real.shape:
+        why = f"kind {kind!r}" if loss.paired else "reduction 'none'"
+        raise ValueError(f"fake: got shape {tuple(fake.shape)}, expected {tuple(real.shape)}, as real has, for {why}")
+
+
+def _average(name: str, value: Any, real: Tensor) -> Tensor:
+    """A number on the device of the logits, in the precision of the arithmetic."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor")
+    if value.dtype not in _checks.FLOATING:
+        raise TypeError(f"{name}: got dtype {value.dtype}, expected float32, float64, bfloat16 or float16")
+    if value.numel() != 1:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected a tensor of one element")
+    if value.device != real.device:
+        raise ValueError(f"{name}: got a tensor on {value.device}, expected {real.device}, where real is")
+    return value.reshape(()).to(_loss_dtype(real))
+
+
+def _run(
+    real: Tensor | None,
+    fake: Tensor,
+    real_center: Tensor | None,
+    fake_center: Tensor | None,
+    loss: _Loss,
+    reduction: str,
+) -> Tensor:
+    call = reference.adversarial if _takes_plain_torch(real_center, fake_center) else _adversarial
+    return call(real, fake, real_center, fake_center, *loss, reduction)
+
+
+def _takes_plain_torch(*centers: Tensor | None) -> bool:
+    # Under torch.func's transforms plain ATen is right in every mode, which an opaque op is not; a compiler fuses it by
+    # itself. A gradient for an average is rare enough to go the same way.
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return True
+    return any(center is not None and center.requires_grad for center in centers)
+
+
+# Dispatcher ops. Every backend implements exactly these.
+
+
+def _loss_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _empty_loss(real: Tensor | None, fake: Tensor, reduction: str) -> Tensor:
+    like, dtype = fake if real is None else real, _loss_dtype(fake)
+    return layout.empty_output(like, dtype) if reduction == "none" else fake.new_empty((), dtype=dtype)
+
+
+def _fake(real, fake, real_center, fake_center, curve, terms, paired, reduction):
+    return _empty_loss(real, fake, reduction)
+
+
+def _with_gradients_fake(real, fake, real_center, fake_center, curve, terms, paired, reduction, wanted):
+    gradients = layout.empty_pair(real, fake, _loss_dtype(fake), wanted)
+    return _empty_loss(real, fake, reduction), *gradients
+
+
+def _backward_fake(grad, real, fake, real_center, fake_center, curve, terms, paired, reduction, wanted):
+    return layout.empty_pair(real, fake, fake.dtype, wanted)
+
+
+_INPUTS = (
+    "Tensor? real, Tensor fake, Tensor? real_center, Tensor? fake_center, str curve, float[] terms, bool paired, "
+    "str reduction"
+)
+define("adversarial", f"adversarial({_INPUTS}) -> Tensor", _fake)
+define(
+    "adversarial",
+    f"adversarial_with_gradients({_INPUTS}, int wanted) -> (Tensor, Tensor, Tensor)",
+    _with_gradients_fake,
+)
+define(
+    "adversarial", f"adversarial_backward(Tensor grad, {_INPUTS}, int wanted) -> (Tensor, Tensor)", _backward_fake
+)
+
+
+# Autograd. Backward multiplies what forward made by the incoming gradient; only a backward that is itself to be
+# differentiated goes back to the logits.
+
+_with_gradients = torch.ops.genmod.adversarial_with_gradients.default
+
+
+def _forward(ctx, *inputs):
+    ctx.wanted = ctx.needs_input_grad[0] | ctx.needs_input_grad[1] << 1
+    loss, *derivatives = _with_gradients(*inputs, ctx.wanted)
+    return loss, derivatives
+
+
+def _save(ctx, derivatives, *inputs):
+    ctx.save_for_backward(*derivatives, *inputs[:4])  # tensors or None
+    ctx.rest = inputs[4:]  # options
+
+
+def _vjp(ctx, grad):
+    wanted = ctx.wanted
+    if grad is None or not wanted:
+        return (None,) * 8
+    *derivatives, real, fake, real_center, fake_center = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        first, second = _adversarial_backward(grad, real, fake, real_center, fake_center, *ctx.rest, wanted)
+    else:
+        first, second = (d * grad if wanted >> i & 1 else None for i, d in enumerate(derivatives))
+        if fake.dtype != grad.dtype:
+            first, second = (d if d is None else d.to(fake.dtype) for d in (first, second))
+    return first if wanted & 1 else None, second if wanted & 2 else None, *(None,) * 6
+
+
+_adversarial = differentiate("adversarial", _save, _vjp, forward=_forward)
+_adversarial_backward = differentiate_backward("adversarial_backward")
+differentiate_backward("adversarial_with_gradients")
+for _name in ("critic_loss", "generator_loss", "lecam"):
+    backends.register_public(_name, "adversarial")
