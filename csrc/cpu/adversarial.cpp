@@ -83,6 +83,7 @@ template <class S> static void chunks(const Adversarial& p, int64_t first, int64
     if (p.grad_per_element) multiply(slope, (const A*)p.grad + begin, n);
     else scale(slope, *(const A*)p.grad, n);
   };
+  const AdversarialSide* const sides[] = {&p.real, &p.fake};
   for (int64_t chunk = first; chunk < last; chunk++) {
     const int64_t begin = chunk * kChunk;
     if (p.paired) {
@@ -96,7 +97,7 @@ template <class S> static void chunks(const Adversarial& p, int64_t first, int64
       if (p.loss) memcpy((A*)p.loss + begin, value, (size_t)n * sizeof(A));
       continue;
     }
-    for (const AdversarialSide* side : {&p.real, &p.fake}) {
+    for (const AdversarialSide* side : sides) {
       const int64_t n = length(side->numel, begin);
       if (!n) continue;
       evaluate(load<A, S>({side->x, 0}, side->numel, begin, n, buffer), *side, n);
