@@ -45,5 +45,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     noise = kwargs.get("noise")
     if isinstance(noise, torch.Tensor) and noise.requires_grad:
         return Explanation(name, str(device), "reference", "the noise requires a gradient", ())
+    if because := backends.plain_because(name, *args, **kwargs):
+        return Explanation(name, str(device), "reference", because, ())
     backend, reason, refused = backends.explain_choice(backends.op_of(name), device)
     return Explanation(name, str(device), backend, reason, tuple(refused))

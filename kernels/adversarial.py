@@ -134,6 +134,8 @@ def _run(
     """Launch the kernel for the loss, and for the derivatives wanted; without `want_loss` the result is empty."""
     each = reduction == "none"
     real_form, fake_form = layout.formats_of_pair(real, fake)
+    if grad is not None and each:
+        grad = grad.contiguous(memory_format=fake_form)
     dtype = torch.float64 if fake.dtype == torch.float64 else torch.float32
     sizes = (0 if real is None else real.numel(), fake.numel())
     block = min(_BLOCK, max(128, triton.next_power_of_2(max(sizes))))
@@ -150,7 +152,7 @@ def _run(
         "fake": fake.contiguous(memory_format=fake_form),
         "real_center": real_center,
         "fake_center": fake_center,
-        "grad": grad.contiguous(memory_format=real_form if real is not None else fake_form) if grad is not None else None,
+        "grad": grad,
         "real_numel": sizes[0],
         "fake_numel": sizes[1],
         "real_scale": scales[0],
@@ -159,12 +161,12 @@ def _run(
         "CURVE": curve,
         "PAIRED": paired,
         "EACH": each,
-        "WIDE": max(sizes) + block >= 2**31,
+        "WIDE": programs * block >= 2**31,
         "BLOCK": block,
     }
     launch(_adversarial, programs, max(1, block // 256), fake, arguments)
     if partials is not None:
-        # torch sums a dense row in a fixed order, and nothing to zero.
+        # torch sums a dense row in a fixed order.
         return partials.view(()) if programs == 1 else partials.sum()
     return fake.new_empty(0) if loss is None else loss
 
@@ -252,15 +254,17 @@ def _case(
 
 
 _SATURATING, _PAIR = [-1.0, 0.0, 1.0, 1.0, 0.0, 1.0], [-1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
-_HINGE, _SQUARES, _ALONE = [-1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0, 0.0, -1.0]
+_HINGE, _SQUARES, _ALONE = (
+    [-1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    [1.0, 0.0, 1.0, 1.0, 0.0, 1.0],
+    [0.0, 0.0, 0.0, 1.0, 0.0, -1.0],
+)
 
 #: Between them they reach every branch of the kernel.
 COMPILE_CASES = {
     "adversarial, float32, softplus": _case(adversarial, torch.float32, "softplus", _SATURATING),
     "adversarial, bfloat16, linear, one side": _case(adversarial, torch.bfloat16, "linear", _ALONE, one_sided=True),
-    "adversarial, float32, relu, 2^32 elements": _case(
-        adversarial, torch.float32, "relu", _HINGE, shape=(2**23, 512)
-    ),
+    "adversarial, float32, relu, 2^32 elements": _case(adversarial, torch.float32, "relu", _HINGE, shape=(2**23, 512)),
     "adversarial_with_gradients, float32, softplus, one block": _case(
         adversarial_with_gradients, torch.float32, "softplus", _SATURATING, shape=(64,)
     ),

@@ -4,8 +4,8 @@ Each side of a loss, the critic's outputs (logits) :math:`x` for real or for gen
 
 .. math:: w\,\varphi(s\,x + b - c), \qquad \varphi(t) \in \{\ln(1 + e^t),\ \max(t, 0),\ t^2,\ t\}
 
-averaged over its own number of elements, with constants :math:`s, b, w` that say which loss it is, and a center
-:math:`c`, read from memory, that only LeCam has. The two sides are added; a *paired* loss has one side, of
+averaged over its own number of elements, with constants :math:`s = \pm1, b, w` that say which loss it is, and a
+center :math:`c`, read from memory, that only LeCam has. The two sides are added; a *paired* loss has one side, of
 :math:`x_\mathrm{real} - x_\mathrm{fake}`. `genmod.ops.adversarial` holds the table of losses and their sources.
 
 Arithmetic is in float32, in float64 for float64 logits, and so is the loss.
@@ -41,7 +41,10 @@ def _slope(t: Tensor, curve: str) -> Tensor:
 
 
 def _argument(x: Tensor, center: Tensor | None, sign: float, shift: float) -> Tensor:
-    t = sign * _widen(x) + shift
+    # Spares what would do nothing: of a few logits, an operation costs more than all of its arithmetic.
+    x = _widen(x)
+    t = -x if sign == -1 else x
+    t = t + shift if shift else t
     return t if center is None else t - center
 
 
@@ -49,8 +52,11 @@ def _divisor(values: Tensor, reduction: str) -> int:
     return max(values.numel(), 1) if reduction == "mean" else 1
 
 
-def _reduce(values: Tensor, reduction: str) -> Tensor:
-    return values if reduction == "none" else values.sum() / _divisor(values, reduction)
+def _reduce(values: Tensor, weight: float, reduction: str) -> Tensor:
+    total = values
+    if reduction != "none":
+        total = values.mean() if reduction == "mean" and values.numel() else values.sum()
+    return total if weight == 1 else -total if weight == -1 else weight * total
 
 
 def adversarial(
@@ -68,13 +74,13 @@ def adversarial(
     if paired:
         assert real is not None
         t = _argument(_widen(real) - _widen(fake), None, sign, shift)
-        loss = _reduce(weight * _value(t, curve), reduction)
+        loss = _reduce(_value(t, curve), weight, reduction)
     else:
         t = _argument(fake, fake_center, fake_sign, fake_shift)
-        loss = _reduce(fake_weight * _value(t, curve), reduction)
+        loss = _reduce(_value(t, curve), fake_weight, reduction)
         if real is not None:
             t = _argument(real, real_center, sign, shift)
-            loss = loss + _reduce(weight * _value(t, curve), reduction)
+            loss = loss + _reduce(_value(t, curve), weight, reduction)
     form = layout.formats_of_pair(real, fake)[0]
     return loss.contiguous(memory_format=form) if reduction == "none" else loss
 

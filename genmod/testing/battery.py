@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from genmod import backends
 from genmod.registry import OpSpec, Sample
 
 #: What an output is allowed to be off by, beyond twice eager's own error: its own rounding, and in float64, where eager
@@ -234,10 +235,11 @@ class _Calls(TorchDispatchMode):
 def dispatcher_calls(spec: OpSpec, sample: Sample) -> list[tuple[Any, tuple[Any, ...]]]:
     """The dispatcher ops, with arguments, that a forward and a backward of the sample end in; then those that only a
     forward without gradients, or a backward that is to be differentiated, reaches."""
-    with _Calls() as recorder:
+    # A backend is forced, so that what is too small to be worth a kernel reaches the dispatcher too.
+    with backends.backend("reference"), _Calls() as recorder:
         values_and_grads(spec.public, spec, sample)
     call, leaves = with_grad(spec, sample)
-    with _Calls() as others:
+    with backends.backend("reference"), _Calls() as others:
         spec.public(*sample.args, **sample.kwargs)
         outputs = as_tuple(spec.public(*call.args, **call.kwargs))
         if leaves:
