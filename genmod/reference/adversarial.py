@@ -21,7 +21,7 @@ from genmod import layout
 
 
 def _widen(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
 def _value(t: Tensor, curve: str) -> Tensor:
@@ -81,8 +81,7 @@ def adversarial(
         if real is not None:
             t = _argument(real, real_center, sign, shift)
             loss = loss + _reduce(_value(t, curve), weight, reduction)
-    form = layout.formats_of_pair(real, fake)[0]
-    return loss.contiguous(memory_format=form) if reduction == "none" else loss
+    return loss.contiguous(memory_format=layout.formats_of_pair(real, fake)[0]) if reduction == "none" else loss
 
 
 def _derivatives(

@@ -209,6 +209,32 @@ def test_compiles_in_one_graph():
     )
 
 
+@NATIVE
+def test_few_logits_of_one_side_take_stock_pytorch():
+    few, many = torch.randn(64, requires_grad=True), torch.randn(64, 1, 30, 30, requires_grad=True)
+    chosen = {
+        (name, kind): genmod.explain(op, **logits, kind=kind).backend
+        for kind in ("non_saturating", "hinge", "wasserstein", "relativistic")
+        for name, op, logits in (
+            ("critic, few", ops.critic_loss, {"real": few, "fake": few}),
+            ("critic, many", ops.critic_loss, {"real": many, "fake": many}),
+            ("generator, few", ops.generator_loss, {"real": few, "fake": few}),
+            ("generator, many", ops.generator_loss, {"real": many, "fake": many}),
+        )
+    }
+    stock = {call for call, backend in chosen.items() if backend == "reference"}
+    assert stock == {
+        ("critic, few", "wasserstein"),
+        ("critic, few", "relativistic"),
+        *(("generator, few", kind) for kind in ("non_saturating", "hinge", "wasserstein", "relativistic")),
+    }
+    with genmod.backend("cpp"):  # demanded, it runs
+        assert genmod.explain(ops.generator_loss, fake=few).backend == "cpp"
+        kernel = ops.generator_loss(fake=few)
+    assert genmod.explain(ops.generator_loss, fake=few.detach()).backend == "cpp"
+    torch.testing.assert_close(kernel, ops.generator_loss(fake=few))
+
+
 # Modules.
 
 
