@@ -29,6 +29,10 @@ NAMES = ("reference", "cpp", "triton", "cuda")
 
 #: dispatcher op -> family; filled by genmod.ops as it defines them.
 _FAMILY_OF: dict[str, str] = {}
+#: public function -> the dispatcher op that it calls, where that has another name.
+_OP_OF: dict[str, str] = {}
+#: public function -> why a call of it takes plain PyTorch though there is a kernel; "" where it does not.
+_PLAIN_BECAUSE: dict[str, Callable[..., str]] = {}
 _forced: list[str] = []
 
 
@@ -43,6 +47,27 @@ class Status(NamedTuple):
 def register_op(op: str, family: str) -> None:
     """Tell the backends of a dispatcher op, so that they can be asked to run it."""
     _FAMILY_OF[op] = family
+
+
+def register_public(name: str, op: str) -> None:
+    """Tell which dispatcher op the public function `name` calls, where that has another name."""
+    _OP_OF[name] = op
+
+
+def op_of(name: str) -> str:
+    """The dispatcher op that the public function `name` calls."""
+    return _OP_OF.get(name, name)
+
+
+def register_plain(name: str, because: Callable[..., str]) -> None:
+    """Tell that some calls of the public function `name` take plain PyTorch: `because(*args, **kwargs)` says why, or is
+    an empty string."""
+    _PLAIN_BECAUSE[name] = because
+
+
+def plain_because(name: str, *args: Any, **kwargs: Any) -> str:
+    """Why this call of the public function `name` takes plain PyTorch; an empty string if it takes a kernel."""
+    return _PLAIN_BECAUSE[name](*args, **kwargs) if name in _PLAIN_BECAUSE else ""
 
 
 def _triton_missing() -> str:

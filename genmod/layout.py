@@ -88,6 +88,27 @@ def empty_gradients(
     return (first, second), (first if needed[0] else None, second if needed[1] else None)
 
 
+def formats_of_pair(first: Tensor | None, second: Tensor) -> tuple[torch.memory_format, torch.memory_format]:
+    """Memory formats of what is made from either of two tensors: their own, or of one shape, that of the first."""
+    own = memory_format_of(second)
+    if first is None:
+        return own, own
+    form = memory_format_of(first)
+    return form, form if first.shape == second.shape else own
+
+
+def empty_pair(first: Tensor | None, second: Tensor, dtype: torch.dtype, wanted: int) -> tuple[Tensor, Tensor]:
+    """Uninitialised tensors like each of two, by the bits of `wanted`; one that is not wanted is an empty tensor."""
+    made = (
+        torch.empty(t.shape, dtype=dtype, device=t.device, memory_format=form)
+        if t is not None and wanted >> i & 1
+        else second.new_empty(0, dtype=dtype)
+        for i, (t, form) in enumerate(zip((first, second), formats_of_pair(first, second), strict=True))
+    )
+    one, other = made
+    return one, other
+
+
 def rows(like: Tensor, *tensors: Tensor | None) -> Rows:
     """Cut `tensors`, all of the shape of `like` (a mean view, or an output made from one), into common rows.
 

@@ -1,13 +1,7 @@
 """Thin modules over `genmod.ops`."""
 
-from genmod.nn.critic import (
-    BlurDownsample,
-    CriticConv2d,
-    CriticLeakyReLU,
-    CriticLinear,
-    CriticReLU,
-    MinibatchStdDev,
-)
+from genmod.nn.adversarial import CriticLoss, GeneratorLoss, LeCam
+from genmod.nn.critic import BlurDownsample, CriticConv2d, CriticLeakyReLU, CriticLinear, CriticReLU, MinibatchStdDev
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
 
 __all__ = [
@@ -15,8 +9,11 @@ __all__ = [
     "CriticConv2d",
     "CriticLeakyReLU",
     "CriticLinear",
+    "CriticLoss",
     "CriticReLU",
     "DiagonalGaussian",
     "GaussianSampler",
+    "GeneratorLoss",
+    "LeCam",
     "MinibatchStdDev",
 ]

@@ -33,6 +33,15 @@ def like(name: str, value: Any, other_name: str, other: Tensor, shape: Any) -> N
         raise ValueError(f"{name}: got a tensor on {value.device}, expected {other.device}, where {other_name} is")
 
 
+def matching(name: str, value: Any, other_name: str, other: Tensor) -> None:
+    """A tensor of the dtype and device of another one."""
+    tensor(name, value)
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name}: got dtype {value.dtype}, expected {other.dtype}, as {other_name} has")
+    if value.device != other.device:
+        raise ValueError(f"{name}: got a tensor on {value.device}, expected {other.device}, where {other_name} is")
+
+
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """One of a few words."""
     if value not in choices:

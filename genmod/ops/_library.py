@@ -36,7 +36,12 @@ def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
 
 
 def differentiate(
-    op: str, save: Callable[..., None], backward: Callable[..., Any], *, keeps_outputs: bool = False
+    op: str,
+    save: Callable[..., None],
+    backward: Callable[..., Any],
+    *,
+    keeps_outputs: bool = False,
+    forward: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Register autograd for an op and return the function to call it by.
 
@@ -46,17 +51,25 @@ def differentiate(
         backward: `(ctx, *grads)` to one gradient per input; a gradient that does not arrive is None.
         keeps_outputs: `save` is `(ctx, outputs, *inputs)`. It may keep outputs too, and marks those that are not
             differentiable, such as statistics.
+        forward: `(ctx, *inputs)` to the op's outputs and what else was made on the way: computes the op where gradients
+            will be needed, if that is better done by another op. `save` is then `(ctx, what_else, *inputs)`.
     """
     overload = getattr(torch.ops.genmod, op).default
     below_autograd = torch._C._AutoDispatchBelowAutograd
+
+    def run(ctx: Any, *inputs: Any) -> Any:
+        outputs = overload(*inputs)
+        return outputs, outputs
+
+    compute = forward or run
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             ctx.set_materialize_grads(False)
             with below_autograd():
-                outputs = overload(*inputs)
-            save(ctx, *((outputs, *inputs) if keeps_outputs else inputs))
+                outputs, made = compute(ctx, *inputs)
+            save(ctx, *((made, *inputs) if keeps_outputs or forward else inputs))
             return outputs
 
         @staticmethod

@@ -4,6 +4,6 @@ One module per family. Tests, benchmarks and docs read them; nothing that runs i
 """
 
 from genmod.registry import specs
-from genmod.specs import critic, gaussian
+from genmod.specs import adversarial, critic, gaussian
 
-__all__ = ["critic", "gaussian", "specs"]
+__all__ = ["adversarial", "critic", "gaussian", "specs"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from genmod import backends
 from genmod.registry import OpSpec, Sample
 
 #: What an output is allowed to be off by, beyond twice eager's own error: its own rounding, and in float64, where eager
@@ -207,8 +208,8 @@ def determinism(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
 def memory_format(spec: OpSpec, device: torch.device) -> None:
     """An element-wise output or gradient of a channels_last input is channels_last."""
     for sample in samples(spec, device, torch.float32):
-        first = sample.args[0]
-        if not isinstance(first, Tensor) or first.dim() != 4 or 1 in first.shape:
+        first = sample.tensors()[0]
+        if first.dim() != 4 or 1 in first.shape:
             continue
         if not first.is_contiguous(memory_format=torch.channels_last) or first.is_contiguous():
             continue
@@ -232,10 +233,19 @@ class _Calls(TorchDispatchMode):
 
 
 def dispatcher_calls(spec: OpSpec, sample: Sample) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The dispatcher ops, with arguments, that a forward and a backward of the sample end in."""
-    with _Calls() as recorder:
+    """The dispatcher ops, with arguments, that a forward and a backward of the sample end in; then those that only a
+    forward without gradients, or a backward that is to be differentiated, reaches."""
+    # A backend is forced, so that what is too small to be worth a kernel reaches the dispatcher too.
+    with backends.backend("reference"), _Calls() as recorder:
         values_and_grads(spec.public, spec, sample)
-    return recorder.calls
+    call, leaves = with_grad(spec, sample)
+    with backends.backend("reference"), _Calls() as others:
+        spec.public(*sample.args, **sample.kwargs)
+        outputs = as_tuple(spec.public(*call.args, **call.kwargs))
+        if leaves:
+            torch.autograd.grad(outputs, leaves, cotangents(outputs), create_graph=True)
+    seen = {op for op, _ in recorder.calls}
+    return recorder.calls + [(op, args) for op, args in others.calls if op not in seen]
 
 
 def opcheck(spec: OpSpec, device: torch.device, *, every: int = 2) -> set[str]:
@@ -268,9 +278,9 @@ def not_a_number(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None
     """A NaN in one element of an input gives NaN at that element of every output of its shape, and in every scalar;
     and, where the op works element by element, nowhere else."""
     for sample in samples(spec, device, dtype):
-        first = sample.args[0]
+        first = sample.tensors()[0]
         packed = len(sample.args) > 1 and sample.args[1] is None
-        if not isinstance(first, Tensor) or first.numel() < 4 or packed or "expanded" in sample.name:
+        if first.numel() < 4 or packed or "expanded" in sample.name:
             continue
         place = tuple(s // 2 for s in first.shape)
         for which in given(spec, sample):
