@@ -29,6 +29,8 @@ NAMES = ("reference", "cpp", "triton", "cuda")
 
 #: dispatcher op -> family; filled by genmod.ops as it defines them.
 _FAMILY_OF: dict[str, str] = {}
+#: public function -> the dispatcher op that it calls, where that has another name.
+_OP_OF: dict[str, str] = {}
 _forced: list[str] = []
 
 
@@ -43,6 +45,16 @@ class Status(NamedTuple):
 def register_op(op: str, family: str) -> None:
     """Tell the backends of a dispatcher op, so that they can be asked to run it."""
     _FAMILY_OF[op] = family
+
+
+def register_public(name: str, op: str) -> None:
+    """Tell which dispatcher op the public function `name` calls, where that has another name."""
+    _OP_OF[name] = op
+
+
+def op_of(name: str) -> str:
+    """The dispatcher op that the public function `name` calls."""
+    return _OP_OF.get(name, name)
 
 
 def _triton_missing() -> str:

@@ -35,10 +35,9 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         ValueError: if `op` is not a genmod op, or no tensor is given.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    if name not in backends.ops():
-        raise ValueError(
-            f"op: got {name!r}, expected one of {', '.join(o for o in backends.ops() if o in ops.__all__)}"
-        )
+    if name not in (*ops.__all__, *backends.ops()) or backends.op_of(name) not in backends.ops():
+        known = (o for o in ops.__all__ if backends.op_of(o) in backends.ops())
+        raise ValueError(f"op: got {name!r}, expected one of {', '.join(known)}")
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     if not tensors:
         raise ValueError("args: got no tensor, expected what the op would be called with")
@@ -46,5 +45,5 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     noise = kwargs.get("noise")
     if isinstance(noise, torch.Tensor) and noise.requires_grad:
         return Explanation(name, str(device), "reference", "the noise requires a gradient", ())
-    backend, reason, refused = backends.explain_choice(name, device)
+    backend, reason, refused = backends.explain_choice(backends.op_of(name), device)
     return Explanation(name, str(device), backend, reason, tuple(refused))

@@ -1,5 +1,6 @@
 """Thin modules over `genmod.ops`."""
 
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
+from genmod.nn.reconstruction import ReconstructionLoss
 
-__all__ = ["DiagonalGaussian", "GaussianSampler"]
+__all__ = ["DiagonalGaussian", "GaussianSampler", "ReconstructionLoss"]
