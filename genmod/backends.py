@@ -29,8 +29,8 @@ NAMES = ("reference", "cpp", "triton", "cuda")
 
 #: dispatcher op -> family; filled by genmod.ops as it defines them.
 _FAMILY_OF: dict[str, str] = {}
-#: public function -> the dispatcher op that it calls, where that has another name.
-_OP_OF: dict[str, str] = {}
+#: public function -> the dispatcher op that it calls, and why a call of it would not; where either is worth saying.
+_PUBLIC: dict[str, tuple[str, Callable[..., str]]] = {}
 _forced: list[str] = []
 
 
@@ -47,14 +47,15 @@ def register_op(op: str, family: str) -> None:
     _FAMILY_OF[op] = family
 
 
-def register_public(name: str, op: str) -> None:
-    """Tell which dispatcher op the public function `name` calls, where that has another name."""
-    _OP_OF[name] = op
+def register_public(name: str, op: str, why_plain: Callable[..., str]) -> None:
+    """Tell which dispatcher op the public function `name` calls, where that has another name. `why_plain`, with the
+    arguments of a call, is the reason why that would run plain PyTorch instead, or nothing."""
+    _PUBLIC[name] = op, why_plain
 
 
-def op_of(name: str) -> str:
-    """The dispatcher op that the public function `name` calls."""
-    return _OP_OF.get(name, name)
+def public(name: str) -> tuple[str, Callable[..., str]]:
+    """The dispatcher op that the public function `name` calls, and the function that knows why not."""
+    return _PUBLIC.get(name, (name, lambda *args, **kwargs: ""))
 
 
 def _triton_missing() -> str:

@@ -35,8 +35,9 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         ValueError: if `op` is not a genmod op, or no tensor is given.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    if name not in (*ops.__all__, *backends.ops()) or backends.op_of(name) not in backends.ops():
-        known = (o for o in ops.__all__ if backends.op_of(o) in backends.ops())
+    op, why_plain = backends.public(name)
+    if op not in backends.ops():
+        known = (o for o in ops.__all__ if backends.public(o)[0] in backends.ops())
         raise ValueError(f"op: got {name!r}, expected one of {', '.join(known)}")
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     if not tensors:
@@ -45,5 +46,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     noise = kwargs.get("noise")
     if isinstance(noise, torch.Tensor) and noise.requires_grad:
         return Explanation(name, str(device), "reference", "the noise requires a gradient", ())
-    backend, reason, refused = backends.explain_choice(backends.op_of(name), device)
+    if reason := why_plain(*args, **kwargs):
+        return Explanation(name, str(device), "reference", reason, ())
+    backend, reason, refused = backends.explain_choice(op, device)
     return Explanation(name, str(device), backend, reason, tuple(refused))

@@ -89,15 +89,18 @@ static void forward_tile(const A* __restrict x, const A* __restrict t, const A* 
   for (int64_t i = 0; i < n; i++) out[i] = value_of<K>(x[i], t[i], ONE ? one : raise(s[i], low), half);
 }
 
+// `ds` and `values` may be null; what is computed for both of the loss and its derivatives is computed once.
 template <Kind K, bool ONE, class A>
 static void backward_tile(const A* __restrict x, const A* __restrict t, const A* __restrict s, const A* __restrict g, A* __restrict dx, A* __restrict ds,
-                          A low, A half, int64_t n) {
+                          A* __restrict values, A low, A half, int64_t n) {
   const A one = raise(*s, low);
   for (int64_t i = 0; i < n; i++) {
     const A si = ONE ? one : s[i];
-    const Slopes<A> d = slopes_of<K>(x[i], t[i], ONE ? one : raise(si, low), half);
+    const A raised = ONE ? one : raise(si, low);
+    const Slopes<A> d = slopes_of<K>(x[i], t[i], raised, half);
     dx[i] = g[i] * d.output;
     if (ds) ds[i] = !ONE && si < low ? A(0) : g[i] * d.log_scale;
+    if (values) values[i] = value_of<K>(x[i], t[i], raised, half);
   }
 }
 
@@ -174,7 +177,7 @@ template <Kind K, bool ONE, class A> static void forward_chunks(const Reconstruc
 
 template <Kind K, bool ONE, class A> static void backward_chunks(const ReconstructionBackward& p, int64_t first, int64_t last) {
   Inputs<A> in(p);
-  alignas(64) A gb[kChunk], xb[kChunk], sb[kChunk];
+  alignas(64) A gb[kChunk], xb[kChunk], sb[kChunk], vb[kChunk];
   const A low = (A)p.min_log_scale;
   const bool want_log_scale = p.d_log_scale.data || p.log_scale_sums;
   for (int64_t chunk = first; chunk < last; chunk++) {
@@ -182,12 +185,13 @@ template <Kind K, bool ONE, class A> static void backward_chunks(const Reconstru
     in.read(p, begin, n);
     const A* g = spread((const A*)p.grad, p.grad_per_element, p.sample, (A)p.scale, begin, n, gb);
     const OutTile<A> dx(p.d_output, p.out_cols, begin, n, xb), ds(p.d_log_scale, p.out_cols, begin, n, sb);
-    if (want_log_scale) backward_tile<K, ONE>(in.x, in.t, in.s, g, dx.data, ds.data, low, (A)p.half, n);
-    else backward_tile<K, ONE>(in.x, in.t, in.s, g, dx.data, (A*)nullptr, low, (A)p.half, n);
+    backward_tile<K, ONE>(in.x, in.t, in.s, g, dx.data, want_log_scale ? ds.data : nullptr, p.sums ? vb : nullptr, low, (A)p.half, n);
     if (in.w) {
       weigh(dx.data, in.w, n);
       if (want_log_scale) weigh(ds.data, in.w, n);
+      if (p.sums) weigh(vb, in.w, n);
     }
+    if (p.sums) add_to_samples(vb, begin, n, chunk, p.sample, p.sums);
     dx.flush();
     ds.flush();
     if (p.log_scale_sums) p.log_scale_sums[chunk] = in.one < low ? 0 : sum(ds.data, n);

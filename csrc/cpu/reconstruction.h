@@ -41,6 +41,7 @@ struct ReconstructionBackward : Reconstruction {
   struct Out { Dtype dtype; void* data; int64_t stride; } d_output, d_log_scale;  // data may be null
   int64_t out_cols;
   double* log_scale_sums;  // one per chunk: the gradient of a single log-scale; or null
+  double* sums;            // of the values, as forward's, in the same pass; or null
 };
 
 struct ReconstructionKernels {

@@ -72,6 +72,47 @@ Tensor reconstruction(const Tensor& output, const Tensor& target, const std::opt
   return loss.out;
 }
 
+// Where the gradients of output and log-scale are written; one that is not wanted is an empty tensor.
+struct Gradients {
+  Tensor output, log_scale;
+  bool want_sum;
+  std::vector<double> sums;  // per chunk, of a single log-scale's gradient
+
+  Gradients(ReconstructionBackward& p, const Inputs& in, const Tensor& like, const std::optional<Tensor>& scale, int64_t wanted)
+      : output(make(like, wanted & 1, in.format)),
+        log_scale(scale ? make(*scale, wanted & 2, in.format) : make(like, false, in.format)),
+        want_sum((wanted & 2) && scale && !scale->dim()) {
+    const Dtype dtype = dtype_of(like);
+    p.out_cols = p.numel;
+    if (wanted & 1) p.d_output = {dtype, output.mutable_data_ptr(), p.numel};
+    if ((wanted & 1) && in.packed) {
+      const View half = View::half(output, 1);
+      const Cut cut = collapse(half, in.format);
+      p.out_cols = cut.cols;
+      p.d_output.stride = cut.stride;
+      p.d_log_scale = {dtype, (char*)p.d_output.data + half.offset() * item_size(dtype), cut.stride};
+    }
+    if (want_sum) {
+      sums.assign((size_t)chunk_count(p.numel), 0.0);
+      p.log_scale_sums = sums.data();
+    } else if ((wanted & 2) && scale) {
+      p.d_log_scale = {dtype_of(*scale), log_scale.mutable_data_ptr(), p.numel};
+    }
+  }
+
+  void finish() {
+    if (!want_sum) return;
+    double total = 0;
+    for (double s : sums) total += s;
+    torch::stable::fill_(log_scale, total);
+  }
+
+  static Tensor make(const Tensor& like, bool wanted, MemoryFormat format) {
+    if (!wanted) return empty({0}, like, like.scalar_type());
+    return empty(like.sizes().vec(), like, like.scalar_type(), like.dim() ? format : MemoryFormat::Contiguous);
+  }
+};
+
 std::tuple<Tensor, Tensor> reconstruction_backward(const Tensor& grad, const Tensor& output, const Tensor& target, const std::optional<Tensor>& log_scale,
                                                    const std::optional<Tensor>& weight, const std::string& kind, bool packed, double fixed,
                                                    std::optional<double> min_log_scale, int64_t bins, const std::string& reduction, int64_t wanted) {
@@ -82,38 +123,30 @@ std::tuple<Tensor, Tensor> reconstruction_backward(const Tensor& grad, const Ten
   p.grad_per_element = incoming.reduction.per_element;
   p.sample = incoming.sample;
   p.scale = incoming.reduction.scale;
-
-  const bool want_output = wanted & 1, want_log_scale = (wanted & 2) && log_scale;
-  const std::vector<int64_t> none{0};
-  Tensor d_output = empty(want_output ? output.sizes().vec() : none, output, output.scalar_type(), want_output ? in.format : MemoryFormat::Contiguous);
-  Tensor d_log_scale = want_log_scale ? empty(log_scale->sizes().vec(), *log_scale, log_scale->scalar_type(), log_scale->dim() ? in.format : MemoryFormat::Contiguous)
-                                      : empty(none, output, output.scalar_type());
-  p.out_cols = p.numel;
-  const Dtype dtype = dtype_of(output);
-  std::vector<double> sums;
-  if (want_output) {
-    p.d_output = {dtype, d_output.mutable_data_ptr(), p.numel};
-    if (packed) {
-      const View half = View::half(d_output, 1);
-      const Cut cut = collapse(half, in.format);
-      p.out_cols = cut.cols;
-      p.d_output.stride = cut.stride;
-      p.d_log_scale = {dtype, (char*)p.d_output.data + half.offset() * item_size(dtype), cut.stride};
-    }
-  }
-  const bool want_sum = want_log_scale && !log_scale->dim();
-  if (want_log_scale && !want_sum) p.d_log_scale = {dtype_of(*log_scale), d_log_scale.mutable_data_ptr(), p.numel};
-  if (want_sum) {
-    sums.assign((size_t)chunk_count(p.numel), 0.0);
-    p.log_scale_sums = sums.data();
-  }
+  Gradients gradients(p, in, output, log_scale, wanted);
   run(GENMOD_SELECT(reconstruction_kernels).backward, p);
-  if (want_sum) {
-    double total = 0;
-    for (double s : sums) total += s;
-    torch::stable::fill_(d_log_scale, total);
-  }
-  return {d_output, d_log_scale};
+  gradients.finish();
+  return {gradients.output, gradients.log_scale};
+}
+
+std::tuple<Tensor, Tensor, Tensor> reconstruction_with_gradient(const Tensor& output, const Tensor& target, const std::optional<Tensor>& log_scale,
+                                                                const std::optional<Tensor>& weight, const std::string& kind, bool packed, double fixed,
+                                                                std::optional<double> min_log_scale, int64_t bins, const std::string& reduction, int64_t wanted) {
+  ReconstructionBackward p{};
+  const Inputs in(p, output, target, log_scale, weight, kind, packed, fixed, min_log_scale, bins);
+  Loss loss(in.view, in.format, reduction);
+  STD_TORCH_CHECK(!loss.reduction.per_element && !loss.reduction.per_sample, "genmod: one pass for loss and gradient needs a loss that is one number");
+  const float one = 1;
+  const double one_wide = 1;
+  p.grad = p.wide ? (const void*)&one_wide : &one;
+  p.sample = loss.sample;
+  p.scale = loss.reduction.scale;
+  p.sums = loss.sums_or_null();
+  Gradients gradients(p, in, output, log_scale, wanted);
+  run(GENMOD_SELECT(reconstruction_kernels).backward, p);
+  gradients.finish();
+  loss.finish();
+  return {loss.out, gradients.output, gradients.log_scale};
 }
 
 }  // namespace
@@ -122,4 +155,5 @@ std::tuple<Tensor, Tensor> reconstruction_backward(const Tensor& grad, const Ten
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
   m.impl("reconstruction", TORCH_BOX(&genmod::reconstruction));
   m.impl("reconstruction_backward", TORCH_BOX(&genmod::reconstruction_backward));
+  m.impl("reconstruction_with_gradient", TORCH_BOX(&genmod::reconstruction_with_gradient));
 }

@@ -7,6 +7,7 @@ Its schema, fake and autograd stand below them. The maths is in `genmod.referenc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,6 +55,8 @@ def bernoulli_nll(
     Differentiable twice in `output`; also in `target`, `weight` and `mask`, by way of plain PyTorch. Kept for backward:
     the inputs. Source: Kingma and Welling, ICLR 2014, appendix C.1.
     """
+    if not validate and _better_plain("bernoulli", output, target, weight, mask, reduction):
+        return _plain("bernoulli", output, target, reduction)
     _check_pair(output, target, output.shape if isinstance(output, Tensor) else None)
     return _loss("bernoulli", output, target, weight, mask, reduction, support=(0.0, 1.0) if validate else None)
 
@@ -226,6 +229,8 @@ def mse(
 
     Differentiable twice in `output`; also in `target`, `weight` and `mask`, by way of plain PyTorch.
     """
+    if _better_plain("mse", output, target, weight, mask, reduction):
+        return _plain("mse", output, target, reduction)
     _check_pair(output, target, output.shape if isinstance(output, Tensor) else None)
     return _loss("mse", output, target, weight, mask, reduction)
 
@@ -254,12 +259,15 @@ def l1(
     Differentiable twice in `output` (the gradient is zero where it equals the target, the second derivative zero); also
     in `target`, `weight` and `mask`, by way of plain PyTorch.
     """
+    if _better_plain("l1", output, target, weight, mask, reduction):
+        return _plain("l1", output, target, reduction)
     _check_pair(output, target, output.shape if isinstance(output, Tensor) else None)
     return _loss("l1", output, target, weight, mask, reduction)
 
 
 # Arguments.
 
+_TO_A_NUMBER = ("batchmean", "mean", "sum")
 #: A log-scale as the dispatcher op takes it: packed in the output, a tensor, or fixed.
 _Scale = tuple[bool, Tensor | None, float]
 _NO_SCALE: _Scale = (False, None, 0.0)
@@ -317,8 +325,13 @@ def _loss(
     bounded = None if bound[1] is None or (log_scale is None and not packed) else float(bound[1])
     over_mask = mask is not None and reduction == "mean"
     inner = "none" if reduction == "per_dim" else "sum" if over_mask else reduction
-    call = reference.reconstruction if _needs_plain_autograd(target, factor) else _reconstruction
-    loss = call(output, target, log_scale, factor, kind, packed, fixed, bounded, bins, inner)
+    inputs = (output, target, log_scale, factor, kind, packed, fixed, bounded, bins, inner)
+    if _needs_plain_autograd(target, factor):
+        loss = reference.reconstruction(*inputs)
+    elif _in_one_pass(output, log_scale, inner):
+        loss = _WithGradient.apply(*inputs)
+    else:
+        loss = _reconstruction(*inputs)
     if reduction == "per_dim":
         return mean_over_batch(loss)
     return loss / _count(mask, target.numel(), loss.dtype) if over_mask else loss
@@ -355,7 +368,85 @@ def _needs_plain_autograd(target: Tensor, factor: Tensor | None) -> bool:
     return torch._C._are_functorch_transforms_active() or rare
 
 
-# The dispatcher op. Every backend implements exactly this and its backward.
+#: Elements below which PyTorch's own fused losses beat a call of ours on the CPU when a gradient is wanted, as autograd
+#: in Python costs about as much as that many elements (measured: 0.6x to 1.05x below, 1x to 1.7x above). PyTorch uses
+#: one thread there, so its sums do not depend on how many there are.
+_SMALL = 32768
+_OF_PYTORCH = {
+    "bernoulli": lambda output, target: torch.binary_cross_entropy_with_logits(output, target, None, None, 2),
+    "mse": lambda output, target: torch._C._nn.mse_loss(output, target, 2),
+    "l1": lambda output, target: torch._C._nn.l1_loss(output, target, 2),
+}
+
+
+def _better_plain(kind: str, output: Any, target: Any, weight: Any, mask: Any, reduction: Any) -> bool:
+    """Whether the call is valid, and one that PyTorch does faster. Comes before the checks, to save their time."""
+    return (
+        not torch.compiler.is_compiling()
+        and isinstance(output, Tensor)
+        and isinstance(target, Tensor)
+        and output.requires_grad
+        and kind in _OF_PYTORCH
+        and output.numel() < _SMALL
+        and weight is None
+        and mask is None
+        and output.shape == target.shape
+        and output.dtype == target.dtype
+        and output.dtype in (torch.float32, torch.float64)
+        and output.is_cpu
+        and target.is_cpu
+        and output.layout is target.layout is torch.strided
+        and output.dim() > 0
+        and reduction in _TO_A_NUMBER
+        and torch.is_grad_enabled()
+        and not target.requires_grad
+        and not torch._C._are_functorch_transforms_active()
+        and backends.forced() is None
+    )
+
+
+def _plain(kind: str, output: Tensor, target: Tensor, reduction: str) -> Tensor:
+    total = _OF_PYTORCH[kind](output, target)
+    count = {"sum": 1, "batchmean": output.shape[0], "mean": output.numel()}[reduction]
+    return total / count if count > 1 else total
+
+
+def _why_plain(kind: str) -> Callable[..., str]:
+    """Why a call of the public function of a kind would run plain PyTorch, or nothing, for `genmod.explain`."""
+
+    def why(
+        output: Tensor,
+        target: Tensor,
+        *,
+        weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        reduction: Reduction = "batchmean",
+        **rest: Any,
+    ) -> str:
+        for name, data in (("target", target), ("weight", weight), ("mask", mask)):
+            if data is not None and data.requires_grad:
+                return f"the {name} requires a gradient"
+        small = _better_plain(kind, output, target, weight, mask, reduction)
+        return f"PyTorch's own loss is faster below {_SMALL} elements" if small else ""
+
+    return why
+
+
+def _in_one_pass(output: Tensor, log_scale: Tensor | None, reduction: str) -> bool:
+    # On the CPU the gradient costs little more than the loss while the inputs are in cache, and another pass over them
+    # later costs as much again. A GPU gains nothing, since it would have to scale what it kept. Half precision could
+    # lose what it kept: the incoming gradient's scale (a loss scaler's, say) comes too late for what has underflowed.
+    return (
+        output.device.type == "cpu"
+        and reduction in _TO_A_NUMBER
+        and output.dtype in (torch.float32, torch.float64)
+        and torch.is_grad_enabled()
+        and (output.requires_grad or (log_scale is not None and log_scale.requires_grad))
+        and not torch.compiler.is_compiling()
+    )
+
+
+# The dispatcher ops. Every backend implements exactly these.
 
 
 def _fake(output, target, log_scale, weight, kind, packed, fixed, min_log_scale, bins, reduction):
@@ -368,11 +459,21 @@ def _backward_fake(
     return layout.empty_loss_gradients(output, log_scale, packed, wanted)[0]
 
 
+def _with_gradient_fake(output, target, log_scale, weight, kind, packed, fixed, min_log_scale, bins, reduction, wanted):
+    loss = _fake(output, target, log_scale, weight, kind, packed, fixed, min_log_scale, bins, reduction)
+    return loss, *layout.empty_loss_gradients(output, log_scale, packed, wanted)[0]
+
+
 _INPUTS = (
     "Tensor output, Tensor target, Tensor? log_scale, Tensor? weight, str kind, bool packed, float fixed, "
     "float? min_log_scale, int bins, str reduction"
 )
 define("reconstruction", f"reconstruction({_INPUTS}) -> Tensor", _fake)
+define(
+    "reconstruction",
+    f"reconstruction_with_gradient({_INPUTS}, int wanted) -> (Tensor, Tensor, Tensor)",
+    _with_gradient_fake,
+)
 define(
     "reconstruction",
     f"reconstruction_backward(Tensor grad, {_INPUTS}, int wanted) -> (Tensor, Tensor)",
@@ -386,6 +487,7 @@ def _save(ctx, *inputs):
 
 
 def _vjp(ctx, grad):
+    """Recomputes from the inputs."""
     wanted = ctx.needs_input_grad[0] | ctx.needs_input_grad[2] << 1
     if grad is None or not wanted:
         return (None,) * 10
@@ -395,5 +497,42 @@ def _vjp(ctx, grad):
 
 _reconstruction = differentiate("reconstruction", _save, _vjp)
 _reconstruction_backward = differentiate_backward("reconstruction_backward")
-for _name in ("bernoulli_nll", "gaussian_nll", "laplace_nll", "discretized_logistic_nll", "mse", "l1"):
-    backends.register_public(_name, "reconstruction")
+differentiate_backward("reconstruction_with_gradient")  # differentiable as any op is, though nobody asks for it
+
+
+class _WithGradient(torch.autograd.Function):
+    """Computes the gradient with the loss, and hands it over to the first backward pass that comes.
+
+    The tensor that was kept is the one that is returned, so no later change to it can be seen here: a second backward
+    pass over the same graph recomputes, and so does one that is to be differentiated.
+    """
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        ctx.set_materialize_grads(False)
+        _save(ctx, *inputs)
+        wanted = ctx.needs_input_grad[0] | ctx.needs_input_grad[2] << 1
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, *ctx.ready = torch.ops.genmod.reconstruction_with_gradient.default(*inputs, wanted)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        if grad is None or torch.is_grad_enabled() or ctx.ready is None:
+            return _vjp(ctx, grad)
+        ready, ctx.ready = ctx.ready, None
+        if grad.item() != 1:
+            for gradient in ready:
+                gradient.mul_(grad)
+        d_output, d_log_scale = ready
+        return (
+            d_output if ctx.needs_input_grad[0] else None,
+            None,
+            d_log_scale if ctx.needs_input_grad[2] else None,
+            *(None,) * 7,
+        )
+
+
+for _public in (bernoulli_nll, gaussian_nll, laplace_nll, discretized_logistic_nll, mse, l1):
+    _name = _public.__name__
+    backends.register_public(_name, "reconstruction", _why_plain(_name.removesuffix("_nll")))

@@ -178,3 +178,22 @@ def reconstruction_backward(
             else d_scale.sum().to(log_scale.dtype)
         )
     return first, second
+
+
+def reconstruction_with_gradient(
+    output: Tensor,
+    target: Tensor,
+    log_scale: Tensor | None,
+    weight: Tensor | None,
+    kind: str,
+    packed: bool,
+    fixed: float,
+    min_log_scale: float | None,
+    bins: int,
+    reduction: str,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss that is one number, and its gradients, those of :func:`reconstruction_backward` for an incoming one."""
+    inputs = (output, target, log_scale, weight, kind, packed, fixed, min_log_scale, bins, reduction)
+    loss = reconstruction(*inputs)
+    return loss, *reconstruction_backward(torch.ones_like(loss), *inputs, wanted)

@@ -378,7 +378,7 @@ def _register(
             public=op,
             eager=eager,
             gradient_order=2,
-            dispatcher_ops=("reconstruction", "reconstruction_backward"),
+            dispatcher_ops=("reconstruction", "reconstruction_backward", "reconstruction_with_gradient"),
             differentiable=differentiable,
             samples=_scaled_samples(name, *scale) if scale else _samples(name),
             bad_calls=bad_calls,
