@@ -4,7 +4,7 @@
 
 namespace genmod {
 
-enum class Dtype : int { f32, f64, bf16, f16 };
+enum class Dtype : int { f32, f64, bf16, f16, u8 };  // u8: a mask, of zeros and ones
 
 // Memory as rows: element i of the dense output sits at row i / cols, column i % cols of every input.
 struct Rows {

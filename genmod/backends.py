@@ -29,10 +29,10 @@ NAMES = ("reference", "cpp", "triton", "cuda")
 
 #: dispatcher op -> family; filled by genmod.ops as it defines them.
 _FAMILY_OF: dict[str, str] = {}
-#: public function -> the dispatcher op that it calls, where that has another name.
+#: public function -> the dispatcher op that decides its backend, where that has another name.
 _OP_OF: dict[str, str] = {}
 #: public function -> why a call of it takes plain PyTorch though there is a kernel; "" where it does not.
-_PLAIN_BECAUSE: dict[str, Callable[..., str]] = {}
+_WHY_PLAIN: dict[str, Callable[..., str]] = {}
 _forced: list[str] = []
 
 
@@ -49,25 +49,28 @@ def register_op(op: str, family: str) -> None:
     _FAMILY_OF[op] = family
 
 
-def register_public(name: str, op: str) -> None:
-    """Tell which dispatcher op the public function `name` calls, where that has another name."""
+def register_public(name: str, op: str, why_plain: Callable[..., str] | None = None) -> None:
+    """Tell which dispatcher op the public function `name` calls, or is mainly made of, where that has another name; and
+    that some calls of it take plain PyTorch: `why_plain(*args, **kwargs)` says why, or is an empty string."""
     _OP_OF[name] = op
+    if why_plain is not None:
+        _WHY_PLAIN[name] = why_plain
 
 
-def op_of(name: str) -> str:
-    """The dispatcher op that the public function `name` calls."""
-    return _OP_OF.get(name, name)
+def dispatcher_op(name: str) -> str | None:
+    """The dispatcher op whose backend the public function `name` takes; None if there is no such function."""
+    name = _OP_OF.get(name, name)
+    return name if name in _FAMILY_OF else None
 
 
-def register_plain(name: str, because: Callable[..., str]) -> None:
-    """Tell that some calls of the public function `name` take plain PyTorch: `because(*args, **kwargs)` says why, or is
-    an empty string."""
-    _PLAIN_BECAUSE[name] = because
+def family_of(op: str) -> str | None:
+    """The family that a dispatcher op belongs to."""
+    return _FAMILY_OF.get(op)
 
 
-def plain_because(name: str, *args: Any, **kwargs: Any) -> str:
+def why_plain(name: str, *args: Any, **kwargs: Any) -> str:
     """Why this call of the public function `name` takes plain PyTorch; an empty string if it takes a kernel."""
-    return _PLAIN_BECAUSE[name](*args, **kwargs) if name in _PLAIN_BECAUSE else ""
+    return _WHY_PLAIN[name](*args, **kwargs) if name in _WHY_PLAIN else ""
 
 
 def _triton_missing() -> str:

@@ -35,8 +35,9 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         ValueError: if `op` is not a genmod op, or no tensor is given.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    if name not in (*ops.__all__, *backends.ops()) or backends.op_of(name) not in backends.ops():
-        known = (o for o in ops.__all__ if backends.op_of(o) in backends.ops())
+    dispatcher_op = backends.dispatcher_op(name)
+    if dispatcher_op is None:
+        known = (o for o in ops.__all__ if backends.dispatcher_op(o) is not None)
         raise ValueError(f"op: got {name!r}, expected one of {', '.join(known)}")
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     if not tensors:
@@ -45,7 +46,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     noise = kwargs.get("noise")
     if isinstance(noise, torch.Tensor) and noise.requires_grad:
         return Explanation(name, str(device), "reference", "the noise requires a gradient", ())
-    if because := backends.plain_because(name, *args, **kwargs):
-        return Explanation(name, str(device), "reference", because, ())
-    backend, reason, refused = backends.explain_choice(backends.op_of(name), device)
+    if reason := backends.why_plain(name, *args, **kwargs):
+        return Explanation(name, str(device), "reference", reason, ())
+    backend, reason, refused = backends.explain_choice(dispatcher_op, device)
     return Explanation(name, str(device), backend, reason, tuple(refused))

@@ -109,6 +109,26 @@ def empty_pair(first: Tensor | None, second: Tensor, dtype: torch.dtype, wanted:
     return one, other
 
 
+def empty_loss_gradients(
+    output: Tensor, log_scale: Tensor | None, packed: bool, wanted: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+    """The same for a loss of `output`, which is packed or not, and of a `log_scale` of a dtype of its own, if any.
+
+    A log-scale of no dimensions is one number for all elements; its view is None: a sum is not written by element.
+    """
+    if packed:
+        return empty_gradients(output, None, wanted)
+    form = memory_format_of(output)
+    first = empty_output(output) if wanted & 1 else output.new_empty(0)
+    second = output.new_empty(0)
+    if log_scale is not None and wanted & 2:
+        shape = output.shape if log_scale.dim() else ()
+        options = {"memory_format": form} if log_scale.dim() else {}
+        second = torch.empty(shape, dtype=log_scale.dtype, device=output.device, **options)
+    by_element = log_scale is not None and wanted & 2 and log_scale.dim()
+    return (first, second), (first if wanted & 1 else None, second if by_element else None)
+
+
 def rows(like: Tensor, *tensors: Tensor | None) -> Rows:
     """Cut `tensors`, all of the shape of `like` (a mean view, or an output made from one), into common rows.
 

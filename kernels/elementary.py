@@ -100,6 +100,25 @@ def log_positive(x):
 
 
 @triton.jit
+def log1p_unit(x):
+    """ln(1 + x) for x in [0, 1], also where x is so small that 1 + x rounds to 1."""
+    if x.dtype == tl.float64:
+        # Of 1 + x only a rounded value is known; what it lost is put back to first order.
+        y = 1.0 + x
+        return tl.log(y) + (x - (y - 1.0)) / y
+    else:
+        p = x * -3.244023537e-3 + 1.985145360e-2
+        p = p * x - 5.695951730e-2
+        p = p * x + 1.060365364e-1
+        p = p * x - 1.530559212e-1
+        p = p * x + 1.967593879e-1
+        p = p * x - 2.495413423e-1
+        p = p * x + 3.332996368e-1
+        p = p * x - 4.999990165e-1
+        return (p * x + 1.0) * x
+
+
+@triton.jit
 def sincos_turn(bits):
     """sin and cos of the fraction bits / 2^32 of a turn: the quadrant is exact integer arithmetic, the rest short."""
     # Both operations wrap around on purpose.

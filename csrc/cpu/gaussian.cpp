@@ -2,7 +2,7 @@
 #include "gaussian.h"
 
 #include "philox.h"
-#include "tile.h"
+#include "reduce.h"
 
 namespace genmod {
 namespace GENMOD_ISA {
@@ -126,32 +126,9 @@ template <class A, class S, class P> static const A* noise_tile(const P& p, int6
   return p.noise ? load<A, S>({p.noise, 0}, p.numel, begin, n, buffer) : nullptr;
 }
 
-// Adds a tile of per-element values to the sums of the samples it touches.
-template <class A> static void add_to_samples(const A* kl, int64_t begin, int64_t n, int64_t chunk, const GaussianForward& p) {
-  for (int64_t i = 0; i < n;) {
-    const int64_t sample = (begin + i) / p.sample, left = (sample + 1) * p.sample - begin - i;
-    const int64_t length = left < n - i ? left : n - i;
-    p.sums[chunk + sample] = sum(kl + i, length);
-    i += length;
-  }
-}
-
 // The incoming gradient of the KL for a tile, scaled.
 template <class A> static const A* grad_tile(const GaussianBackward& p, int64_t begin, int64_t n, A* buffer) {
-  const A* g = (const A*)p.grad_kl;
-  const A scale = (A)p.scale;
-  if (p.grad_kl_per_element) {
-    for (int64_t i = 0; i < n; i++) buffer[i] = g[begin + i] * scale;
-    return buffer;
-  }
-  for (int64_t i = 0; i < n;) {
-    const int64_t sample = (begin + i) / p.sample, left = (sample + 1) * p.sample - begin - i;
-    const int64_t length = left < n - i ? left : n - i;
-    const A value = g[sample] * scale;
-    for (int64_t j = 0; j < length; j++) buffer[i + j] = value;
-    i += length;
-  }
-  return buffer;
+  return spread((const A*)p.grad_kl, p.grad_kl_per_element, p.sample, (A)p.scale, begin, n, buffer);
 }
 
 template <class S> static void forward_chunks(const GaussianForward& p, int64_t first, int64_t last) {
@@ -172,7 +149,7 @@ template <class S> static void forward_chunks(const GaussianForward& p, int64_t 
       else forward_tile<false, true, M::clamp, M::free>(m, lv, eps, z, kl, (A)p.free_bits, n);
     });
     if (p.z) store<A, S>(zb, z, p.z, 0, p.numel, begin, n);
-    if (p.sums) add_to_samples(kl, begin, n, chunk, p);
+    if (p.sums) add_to_samples(kl, begin, n, chunk, p.sample, p.sums);
   }
 }
 
@@ -190,7 +167,7 @@ template <class S> static void pair_chunks(const GaussianForward& p, int64_t fir
       using M = decltype(mode);
       pair_tile<M::clamp, M::free>(m, lv, om, olv, kl, (A)p.free_bits, n);
     });
-    if (p.sums) add_to_samples(kl, begin, n, chunk, p);
+    if (p.sums) add_to_samples(kl, begin, n, chunk, p.sample, p.sums);
   }
 }
 

@@ -6,8 +6,7 @@
 
 namespace genmod {
 
-// A sum over samples of `sample` elements each: chunk c adds its share of sample s to sums[c + s]. The index never
-// repeats, because the next share starts either a new chunk or a new sample.
+// A sum over samples of `sample` elements each goes to `sums` as reduce.h says.
 struct GaussianForward {
   Dtype dtype;
   Clamp clamp;

@@ -13,6 +13,7 @@ struct f16 { uint16_t bits; };
 
 GENMOD_INLINE float widen(float x) { return x; }
 GENMOD_INLINE double widen(double x) { return x; }
+GENMOD_INLINE float widen(uint8_t x) { return (float)x; }
 GENMOD_INLINE float widen(bf16 x) { return bits_float((int32_t)((uint32_t)x.bits << 16)); }
 GENMOD_INLINE float widen(f16 x) {
   // Scaling by 2^112 moves half's exponent to float's place, subnormals included; inf and NaN get all exponent bits.

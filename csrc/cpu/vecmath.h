@@ -87,3 +87,19 @@ GENMOD_INLINE void sincos_turn(uint32_t b, float& s, float& c) {
   s = bits_float(float_bits(as) ^ (int32_t)((quadrant & 2u) << 30));
   c = bits_float(float_bits(ac) ^ (int32_t)(((quadrant + 1u) & 2u) << 30));
 }
+
+// ln(1 + x) for x in [0, 1], to 2 ulp, also where x is so small that 1 + x rounds to 1.
+GENMOD_INLINE float log1p_unit(float x) {
+  float p = -3.244023537e-3f;
+  p = p * x + 1.985145360e-2f;
+  p = p * x - 5.695951730e-2f;
+  p = p * x + 1.060365364e-1f;
+  p = p * x - 1.530559212e-1f;
+  p = p * x + 1.967593879e-1f;
+  p = p * x - 2.495413423e-1f;
+  p = p * x + 3.332996368e-1f;
+  p = p * x - 4.999990165e-1f;
+  p = p * x + 1.f;
+  return p * x;
+}
+GENMOD_INLINE double log1p_unit(double x) { return log1p(x); }

@@ -4,6 +4,7 @@
 
 #include "chunks.h"
 #include "gaussian_tensors.h"
+#include "loss.h"
 
 #include <tuple>
 #include <vector>
@@ -29,51 +30,23 @@ struct Noise {
   }
 };
 
-// The KL's output and the scratch sums behind it.
-struct Kl {
-  Reduction reduction;
-  Tensor out;
-  std::vector<double> sums;
-  int64_t samples;
+// The KL's output, handed to the kernel.
+Loss set_kl(GaussianForward& p, const Gaussian& g, const std::string& reduction) {
+  Loss kl(g.mean, g.format, reduction);
+  p.kl = kl.elements;
+  p.sums = kl.sums_or_null();
+  p.sample = kl.sample;
+  return kl;
+}
 
-  Kl(const Gaussian& g, const std::string& name, GaussianForward& p) : reduction(name, g.batch(), g.numel), samples(reduction.per_sample ? g.batch() : 1) {
-    const ScalarType type = accumulate_type(g.dtype);
-    if (reduction.per_element) {
-      out = empty(g.mean.sizes, g.mean.tensor, type, g.format);
-      p.kl = out.mutable_data_ptr();
-      return;
-    }
-    out = empty(reduction.per_sample ? std::vector<int64_t>{samples} : std::vector<int64_t>{}, g.mean.tensor, type);
-    p.sample = reduction.per_sample ? g.event() : g.numel;
-    sums.assign((size_t)(chunk_count(g.numel) + samples), 0.0);
-    p.sums = sums.data();
-  }
-
-  // Adds each sample's shares in chunk order.
-  void finish(const GaussianForward& p) {
-    if (reduction.per_element) return;
-    void* data = out.mutable_data_ptr();
-    for (int64_t s = 0; s < samples; s++) {
-      double total = 0;
-      if (p.numel > 0)
-        for (int64_t c = s * p.sample / kChunk; c <= ((s + 1) * p.sample - 1) / kChunk; c++) total += sums[(size_t)(c + s)];
-      total *= reduction.scale;
-      if (p.dtype == Dtype::f64) ((double*)data)[s] = total;
-      else ((float*)data)[s] = (float)total;
-    }
-  }
-};
-
-// The incoming gradient of the KL, in the layout and type the kernel reads.
-Tensor set_grad_kl(GaussianBackward& p, const Tensor& grad, const std::string& name, const Gaussian& g) {
-  const Reduction reduction(name, g.batch(), g.numel);
-  STD_TORCH_CHECK(grad.scalar_type() == accumulate_type(g.dtype), "genmod: the gradient of a KL is float32 (float64 for float64 inputs)");
-  Tensor dense = densified(grad, reduction.per_element ? g.format : MemoryFormat::Contiguous);
-  p.grad_kl = dense.const_data_ptr();
-  p.grad_kl_per_element = reduction.per_element;
-  p.sample = reduction.per_sample ? g.event() : g.numel;
-  p.scale = reduction.scale;
-  return dense;
+// The incoming gradient of the KL, handed to the kernel; the result keeps it alive.
+LossGrad set_grad_kl(GaussianBackward& p, const Tensor& grad, const std::string& reduction, const Gaussian& g) {
+  LossGrad kl(grad, g.mean, g.format, reduction);
+  p.grad_kl = kl.dense.const_data_ptr();
+  p.grad_kl_per_element = kl.reduction.per_element;
+  p.sample = kl.sample;
+  p.scale = kl.reduction.scale;
+  return kl;
 }
 
 Tensor reparameterize(const Tensor& mean, const std::optional<Tensor>& logvar, const std::optional<Tensor>& noise,
@@ -101,9 +74,9 @@ std::tuple<Tensor, Tensor> sample_kl(const Tensor& mean, const std::optional<Ten
   eps.set(p, seed);
   Tensor z = empty(g.mean.sizes, mean, mean.scalar_type(), g.format);
   p.z = z.mutable_data_ptr();
-  Kl kl(g, reduction, p);
+  Loss kl = set_kl(p, g, reduction);
   run(GENMOD_SELECT(gaussian_kernels).forward, p);
-  kl.finish(p);
+  kl.finish();
   return {z, kl.out};
 }
 
@@ -117,7 +90,8 @@ std::tuple<Tensor, Tensor> sample_kl_backward(const std::optional<Tensor>& grad_
   const CommonRows rows = set_inputs(p, g);
   p.clamp = parse_clamp(clamp);
   p.free_bits = free_bits;
-  std::optional<Tensor> gz, gkl;
+  std::optional<Tensor> gz;
+  std::optional<LossGrad> gkl;
   if (grad_z) {
     eps.set(p, seed);
     gz = densified(*grad_z, g.format);
@@ -146,9 +120,9 @@ Tensor gaussian_kl(const Tensor& mean, const std::optional<Tensor>& logvar, cons
   const CommonRows rows = set_inputs(p, g, other);
   p.clamp = parse_clamp(clamp);
   p.free_bits = free_bits;
-  Kl kl(g, reduction, p);
+  Loss kl = set_kl(p, g, reduction);
   run(other ? GENMOD_SELECT(gaussian_kernels).kl_pair : GENMOD_SELECT(gaussian_kernels).forward, p);
-  kl.finish(p);
+  kl.finish();
   return kl.out;
 }
 
@@ -161,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
   const CommonRows rows = set_inputs(p, g, other);
   p.clamp = parse_clamp(clamp);
   p.free_bits = free_bits;
-  const Tensor dense = set_grad_kl(p, grad, reduction, g);
+  const LossGrad incoming = set_grad_kl(p, grad, reduction, g);
   const GaussianGrad first(g, wanted & 1, wanted & 2), second(other ? *other : g, other && (wanted & 4), other && (wanted & 8));
   p.d_mean = {first.mean, first.stride};
   p.d_logvar = {first.logvar, first.stride};

@@ -28,7 +28,7 @@ inline Dtype dtype_of(const Tensor& t) {
   }
 }
 
-inline int64_t item_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : 2; }
+inline int64_t item_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : d == Dtype::u8 ? 1 : 2; }
 
 // Sums are returned in float32, in float64 for float64 inputs.
 inline ScalarType accumulate_type(Dtype d) { return d == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
@@ -57,7 +57,7 @@ struct View {
     return n;
   }
   int64_t offset() const { return first_channel ? first_channel * strides[1] : 0; }
-  const void* data() const { return (const char*)tensor.const_data_ptr() + offset() * item_size(dtype_of(tensor)); }
+  const void* data() const { return (const char*)tensor.const_data_ptr() + offset() * (int64_t)tensor.element_size(); }
 };
 
 // Element number i of the format's order lies at (i / cols) * stride + i % cols.

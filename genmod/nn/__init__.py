@@ -3,6 +3,7 @@
 from genmod.nn.adversarial import CriticLoss, GeneratorLoss, LeCam
 from genmod.nn.critic import BlurDownsample, CriticConv2d, CriticLeakyReLU, CriticLinear, CriticReLU, MinibatchStdDev
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
+from genmod.nn.reconstruction import ReconstructionLoss
 
 __all__ = [
     "BlurDownsample",
@@ -16,4 +17,5 @@ __all__ = [
     "GeneratorLoss",
     "LeCam",
     "MinibatchStdDev",
+    "ReconstructionLoss",
 ]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from genmod import layout, ops
-from genmod.ops.gaussian import CLAMPS, REDUCTIONS, Clamp, Reduction
+from genmod.ops._reductions import REDUCTIONS, Reduction
+from genmod.ops.gaussian import CLAMPS, Clamp
 
 
 class DiagonalGaussian:
@@ -70,7 +71,7 @@ class DiagonalGaussian:
 
     def nll(self, x: Tensor, *, reduction: Reduction = "batch") -> Tensor:
         """Negative log-likelihood of `x`, in nats; `[B]` by default."""
-        nll = ops.gaussian_nll(x, self.params, self._logvar, reduction=reduction, clamp=self.clamp)
+        nll = ops.gaussian_nll(self.mean, x, logvar=self.logvar, min_logvar=None, reduction=reduction)
         return torch.zeros_like(nll) if self.deterministic else nll
 
     def __repr__(self) -> str:

@@ -4,19 +4,26 @@ from genmod import backends
 from genmod.ops.adversarial import critic_loss, generator_loss, lecam
 from genmod.ops.critic import critic_leaky_relu
 from genmod.ops.critic_conv import critic_conv2d
-from genmod.ops.gaussian import clamp_logvar, gaussian_kl, gaussian_nll, reparameterize, sample_kl
+from genmod.ops.gaussian import clamp_logvar, gaussian_kl, reparameterize, sample_kl
+from genmod.ops.reconstruction import bernoulli_nll, discretized_logistic_nll, gaussian_nll, l1, laplace_nll, mse
 
 __all__ = [
+    "bernoulli_nll",
     "clamp_logvar",
     "critic_conv2d",
     "critic_leaky_relu",
     "critic_loss",
+    "discretized_logistic_nll",
     "gaussian_kl",
     "gaussian_nll",
     "generator_loss",
+    "l1",
+    "laplace_nll",
     "lecam",
+    "mse",
     "reparameterize",
     "sample_kl",
 ]
 
 backends.force_from_environment()
+__all__ += ["bernoulli_nll", "discretized_logistic_nll", "gaussian_nll", "l1", "laplace_nll", "mse"]

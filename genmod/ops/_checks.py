@@ -62,3 +62,38 @@ def finite(name: str, value: Any) -> None:
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
     if not -float("inf") < value < float("inf"):
         raise ValueError(f"{name}: got {value}, expected a finite number")
+
+
+def of_shape(name: str, value: Any, other_name: str, other: Tensor, shape: Any) -> None:
+    """A tensor of the given shape, on the device of another one, of any floating dtype."""
+    tensor(name, value)
+    if value.shape != shape:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {tuple(shape)}, as {other_name} has")
+    _on_device_of(name, value, other_name, other)
+
+
+def broadcastable(
+    name: str, value: Any, other_name: str, other: Tensor, shape: Any, *, boolean: bool = False
+) -> Tensor:
+    """A floating (or boolean, if allowed) tensor that broadcasts to the given shape, on the device of another one."""
+    wanted = "a floating-point or boolean tensor" if boolean else "a floating-point tensor"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected {wanted}")
+    if value.dtype not in FLOATING and not (boolean and value.dtype == torch.bool):
+        raise TypeError(f"{name}: got dtype {value.dtype}, expected {wanted}")
+    if value.dim() > len(shape) or any(a not in (1, b) for a, b in zip(value.shape[::-1], shape[::-1])):
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected one that broadcasts to {tuple(shape)}")
+    _on_device_of(name, value, other_name, other)
+    return value
+
+
+def positive(name: str, value: Any) -> None:
+    """A finite number above zero."""
+    nonnegative(name, value)
+    if value == 0:
+        raise ValueError(f"{name}: got {value}, expected a finite number > 0")
+
+
+def _on_device_of(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name}: got a tensor on {value.device}, expected {other.device}, where {other_name} is")

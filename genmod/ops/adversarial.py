@@ -332,8 +332,6 @@ def _constant_gradient(
 _adversarial = differentiate("adversarial", _save, _vjp, forward=_forward)
 _adversarial_backward = differentiate_backward("adversarial_backward")
 differentiate_backward("adversarial_with_gradients")
-for _name in ("critic_loss", "generator_loss", "lecam"):
-    backends.register_public(_name, "adversarial")
 
 
 def _critic_because(*, real: Tensor, fake: Tensor, kind: str = "non_saturating", reduction: str = "mean") -> str:
@@ -346,5 +344,6 @@ def _generator_because(
     return _plain_torch_wins(_GENERATOR[kind], real if _GENERATOR[kind].paired else None, fake)
 
 
-backends.register_plain("critic_loss", _critic_because)
-backends.register_plain("generator_loss", _generator_because)
+backends.register_public("critic_loss", "adversarial", _critic_because)
+backends.register_public("generator_loss", "adversarial", _generator_because)
+backends.register_public("lecam", "adversarial")

@@ -14,11 +14,10 @@ from torch import Tensor
 from genmod import layout
 from genmod.ops import _checks
 from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.ops._reductions import REDUCTIONS, Reduction, empty_loss, mean_over_batch
 from genmod.reference import gaussian as reference
 
-Reduction = Literal["none", "per_dim", "batch", "batchmean", "mean", "sum"]
 Clamp = Literal["none", "hard", "soft"]
-REDUCTIONS = ("none", "per_dim", "batch", "batchmean", "mean", "sum")
 CLAMPS = ("none", "hard", "soft")
 
 
@@ -110,7 +109,7 @@ def gaussian_kl(
     _check_kl_options(free_bits, reduction, clamp)
     call = reference.gaussian_kl if _needs_plain_autograd(None) else _gaussian_kl
     if reduction == "per_dim":
-        return _mean_over_batch(call(mean, logvar, other_mean, other_logvar, float(free_bits), "none", clamp))
+        return mean_over_batch(call(mean, logvar, other_mean, other_logvar, float(free_bits), "none", clamp))
     return call(mean, logvar, other_mean, other_logvar, float(free_bits), reduction, clamp)
 
 
@@ -137,24 +136,8 @@ def sample_kl(
     call = reference.sample_kl if _needs_plain_autograd(noise) else _sample_kl
     if reduction == "per_dim":
         z, kl = call(mean, logvar, noise, seed, float(free_bits), "none", clamp)
-        return z, _mean_over_batch(kl)
+        return z, mean_over_batch(kl)
     return call(mean, logvar, noise, seed, float(free_bits), reduction, clamp)
-
-
-def gaussian_nll(
-    x: Tensor, mean: Tensor, logvar: Tensor | None = None, *, reduction: Reduction = "batchmean", clamp: Clamp = "none"
-) -> Tensor:
-    r"""Negative log-likelihood of `x` under diagonal Gaussians, in nats:
-    :math:`\tfrac12\left(\ln 2\pi + \ell + (x - \mu)^2 e^{-\ell}\right)` per element.
-
-    Plain PyTorch on every device: it is evaluated once per image, not per training step. Arguments as in
-    :func:`gaussian_kl`, with `x` of the mean's shape; differentiable to any order.
-    """
-    shape = _check_gaussian(mean, logvar, "mean", "logvar")
-    _checks.like("x", x, "mean", mean, shape)
-    _check_kl_options(0.0, reduction, clamp)
-    nll = reference.negative_log_likelihood(x, mean, logvar, clamp)
-    return _mean_over_batch(nll) if reduction == "per_dim" else reference.reduce(nll, 0.0, reduction)
 
 
 def clamp_logvar(logvar: Tensor, *, clamp: Clamp = "hard") -> Tensor:
@@ -211,18 +194,7 @@ def _needs_plain_autograd(noise: Tensor | None) -> bool:
     return torch._C._are_functorch_transforms_active() or (noise is not None and noise.requires_grad)
 
 
-def _mean_over_batch(kl: Tensor) -> Tensor:
-    return kl.sum(0) / max(kl.shape[0], 1)
-
-
 # Dispatcher ops. Every backend implements exactly these.
-
-
-def _kl_like(mean: Tensor, view: Tensor, reduction: str) -> Tensor:
-    dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
-    if reduction == "none":
-        return layout.empty_output(view, dtype)
-    return mean.new_empty((view.shape[0],) if reduction == "batch" else (), dtype=dtype)
 
 
 def _reparameterize_fake(mean, logvar, noise, seed, clamp):
@@ -230,12 +202,12 @@ def _reparameterize_fake(mean, logvar, noise, seed, clamp):
 
 
 def _gaussian_kl_fake(mean, logvar, other_mean, other_logvar, free_bits, reduction, clamp):
-    return _kl_like(mean, layout.split(mean, logvar)[0], reduction)
+    return empty_loss(layout.split(mean, logvar)[0], reduction)
 
 
 def _sample_kl_fake(mean, logvar, noise, seed, free_bits, reduction, clamp):
     view = layout.split(mean, logvar)[0]
-    return layout.empty_output(view), _kl_like(mean, view, reduction)
+    return layout.empty_output(view), empty_loss(view, reduction)
 
 
 def _reparameterize_backward_fake(grad, mean, logvar, noise, seed, clamp, wanted):

@@ -19,20 +19,15 @@ Arithmetic is in float32, in float64 for float64 inputs. `z` and all gradients h
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from genmod import layout
-from genmod.reference import philox
+from genmod.reference import philox, reductions
+from genmod.reference.reductions import widen as _widen
 
 #: Bounds of a clamped log-variance, those of the latent-diffusion code that others load checkpoints from.
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
-
-
-def _widen(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def clamp_logvar(logvar: Tensor, clamp: str) -> Tensor:
@@ -71,12 +66,7 @@ def reduce(kl: Tensor, free_bits: float, reduction: str) -> Tensor:
     """Floor each element at `free_bits`, if that is positive, and sum what `reduction` says."""
     if free_bits > 0:
         kl = torch.where(kl <= free_bits, torch.full_like(kl, free_bits), kl)
-    if reduction == "none":
-        return kl
-    if reduction == "batch":
-        return kl.reshape(kl.shape[0], -1).sum(1) if kl.numel() else kl.new_zeros(kl.shape[0])
-    divisor = {"sum": 1, "batchmean": kl.shape[0], "mean": kl.numel()}[reduction]
-    return kl.sum() / max(divisor, 1)
+    return reductions.reduce(kl, reduction)
 
 
 def _kl(mean: Tensor, logvar: Tensor, free_bits: float, reduction: str) -> Tensor:
@@ -172,10 +162,7 @@ def _clamp_slope(logvar: Tensor, clamp: str) -> Tensor:
 
 def _spread(grad_kl: Tensor, kl: Tensor, free_bits: float, reduction: str) -> Tensor:
     """The gradient of each element of the KL from that of the reduced one."""
-    if reduction == "batch":
-        grad_kl = grad_kl.view(-1, *[1] * (kl.dim() - 1))
-    divisor = {"batchmean": kl.shape[0], "mean": kl.numel()}.get(reduction, 1)
-    grad = (grad_kl / max(divisor, 1)).expand(kl.shape)
+    grad = reductions.spread(grad_kl, kl, reduction)
     return torch.where(kl <= free_bits, torch.zeros_like(grad), grad) if free_bits > 0 else grad
 
 
@@ -263,9 +250,3 @@ def gaussian_kl_backward(
     first = _gradients(mean, logvar, d_mean, d_logvar, wanted, view)
     second = _gradients(other_mean, other_logvar, -d_mean, d_other, wanted >> 2, view)
     return *first, *second
-
-
-def negative_log_likelihood(x: Tensor, mean: Tensor, logvar: Tensor | None, clamp: str) -> Tensor:
-    """:math:`\\tfrac12(\\ln 2\\pi + \\ell + (x - \\mu)^2 e^{-\\ell})` per element, in nats."""
-    m, lv = _unpack(mean, logvar, clamp)
-    return 0.5 * (math.log(2 * math.pi) + lv + (_widen(x) - m).square() * (-lv).exp())

@@ -4,6 +4,12 @@ One module per family. Tests, benchmarks and docs read them; nothing that runs i
 """
 
 from genmod.registry import specs
-from genmod.specs import adversarial, critic, gaussian
+from genmod.specs import adversarial, critic, gaussian, reconstruction
 
-__all__ = ["adversarial", "critic", "gaussian", "specs"]
+__all__ = [
+    "adversarial",
+    "critic",
+    "gaussian",
+    "reconstruction",
+    "specs",
+]
