@@ -45,3 +45,16 @@ def nonnegative(name: str, value: Any) -> None:
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
+
+
+def broadcastable(name: str, value: Any, other: Tensor, shape: Any, dtype: torch.dtype | None = None) -> None:
+    """A dense tensor on the device of another one that broadcasts to a shape; of a given dtype, or floating point."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor")
+    if value.dtype not in (FLOATING if dtype is None else (dtype,)):
+        wanted = "float32, float64, bfloat16 or float16" if dtype is None else dtype
+        raise TypeError(f"{name}: got dtype {value.dtype}, expected {wanted}")
+    if value.dim() > len(shape) or any(v not in (1, s) for v, s in zip(reversed(value.shape), reversed(shape))):
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected one that broadcasts to {tuple(shape)}")
+    if value.device != other.device:
+        raise ValueError(f"{name}: got a tensor on {value.device}, expected {other.device}")
