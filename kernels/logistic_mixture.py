@@ -238,11 +238,11 @@ class _Cut(NamedTuple):
 
     programs: int
     num_warps: int
-    blocks: int
     arguments: dict[str, Any]
 
 
-_ELEMENTS = 512  # pixels times components of a program: four per lane of four warps, for all that a bin keeps alive
+_ELEMENTS = 512  # pixels times components of a program
+_PER_LANE = 16  # bytes of each that a lane keeps; more would not leave registers for all that a bin needs
 
 
 def _even(t: Tensor, form: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -290,7 +290,8 @@ def _cut(
         "PIXELS": block,
         "COMPONENTS": padded,
     }
-    return _Cut(batch * blocks, min(max(block * padded // 128, 1), 8), blocks, arguments)
+    per_warp = 32 * _PER_LANE // (8 if output.dtype == torch.float64 else 4)
+    return _Cut(batch * blocks, min(max(block * padded // per_warp, 1), 8), arguments)
 
 
 def logistic_mixture_nll(

@@ -20,8 +20,8 @@ class LogisticMixture(nn.Module):
         parameters_per_pixel: how many channels the decoder's output must have.
 
     Shape:
-        `forward(output, target)` with `[B, parameters_per_pixel, H, W]` and `[B, channels, H, W]` in [-1, 1]; by default
-        to `[B]`, which is what :class:`genmod.nn.ELBO` takes.
+        `forward(output, target)` with `[B, parameters_per_pixel, H, W]` and `[B, channels, H, W]` in [-1, 1]; by
+        default to `[B]`, which is what :class:`genmod.nn.ELBO` takes.
     """
 
     def __init__(

@@ -44,10 +44,10 @@ def logistic_mixture_nll(
     (:math:`x < -1 + h`). The difference is computed without subtracting: no probability rounds to zero, no floor or
     density is put in its place, and values and gradients are finite for saturated components and extreme logits.
 
-    **Layout of the parameters**, that of PixelCNN++. RGB, `output` of `10 K` channels: `K` mixture logits; then for each
-    of red, green and blue `K` means, `K` log-scales and `K` coefficients. `tanh` of the coefficients of the red block
-    times :math:`x_R` is added to green's means; of the green block times :math:`x_R`, and of the blue block times
-    :math:`x_G`, to blue's means. One channel, `output` of `3 K` channels: `K` logits, `K` means, `K` log-scales.
+    **Layout of the parameters**, that of PixelCNN++. RGB, `output` of `10 K` channels: `K` mixture logits; then for
+    each of red, green and blue `K` means, `K` log-scales and `K` coefficients. `tanh` of the coefficients of the red
+    block times :math:`x_R` is added to green's means; of the green block times :math:`x_R`, and of the blue block
+    times :math:`x_G`, to blue's means. One channel, `output` of `3 K` channels: `K` logits, `K` means, `K` log-scales.
 
     Args:
         output: `[B, 10 K, H, W]` or `[B, 3 K, H, W]`, a decoder's raw output: float32, float64, bfloat16 or float16.

@@ -180,7 +180,9 @@ def logistic_mixture_nll_backward(
     if p.coefficients is not None:
         c = p.coefficients.tanh()
         slope = 1 - c.square()
-        parts.append(slope * torch.stack((d_means[:, 1] * x[:, 0], d_means[:, 2] * x[:, 0], d_means[:, 2] * x[:, 1]), 1))
+        parts.append(
+            slope * torch.stack((d_means[:, 1] * x[:, 0], d_means[:, 2] * x[:, 0], d_means[:, 2] * x[:, 1]), 1)
+        )
     gradient = torch.cat((d_logits, torch.stack(parts, 2).flatten(1, 3)), 1)
     return gradient.to(dtype).contiguous(memory_format=form)
 
