@@ -32,7 +32,7 @@ def _forward(
     output += sample * output_batch
     target += sample * target_batch
     at = pixel[:, None] * output_pixel
-    logit, above, prior = _logits(output + at, output_channel, component, real, inside)
+    above, prior = _logits(output + at, output_channel, component, real, inside)
     joint, mass, spread = above, 1.0, 1.0
     red, green = 0.0, 0.0
     for channel in tl.static_range(CHANNELS):
@@ -77,7 +77,7 @@ def _backward(
     target += sample * target_batch
     here = real & inside[:, None]
     at = pixel[:, None] * output_pixel
-    logit, above, prior = _logits(output + at, output_channel, component, real, inside)
+    above, prior = _logits(output + at, output_channel, component, real, inside)
     red = _load(target + pixel * target_pixel, inside)[:, None]
     mean, log_scale, _, _, _ = _parameters(
         output + at, output_channel, components, component, here, 0, red, red, CHANNELS
@@ -155,11 +155,11 @@ def _store(pointer, value, nothing, mask):
 
 @triton.jit
 def _logits(pixels, step, component, real, inside):
-    """Mixture logits, their distance from the largest, and its exponential."""
+    """Distances of the mixture logits from the largest of their pixel, and their exponentials."""
     logit = _load(pixels + component * step, real & inside[:, None])
     logit = tl.where(real, logit, float("-inf"))
     above = logit - tl.max(logit, axis=1)[:, None]
-    return logit, above, tl.exp(above)
+    return above, tl.exp(above)
 
 
 @triton.jit

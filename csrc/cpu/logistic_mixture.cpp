@@ -126,10 +126,9 @@ template <bool GRAD, class A> GENMOD_INLINE Bin<A> bin_of(A x, A mean, A raw_log
   r.linear = choose(low_a & ~highest, a, A(0)) - choose(low_b | lowest, A(0), b);
   r.linear += choose(narrow & ~outer, k.log_bin - log_scale - k.log_narrowest, A(0));  // what holding the width up gave
   if (GRAD) {
-    const A all = 1 / (r.spread * r.mass), tail = all * r.mass;  // tail: 1 / spread
-    const A sa = choose(highest, A(0), choose(low_a, A(1), ea) * (tail * (1 + eb)));  // sigmoid(-a)
-    const A sb = choose(lowest, A(0), choose(low_b, eb, A(1)) * (tail * (1 + ea)));   // sigmoid(b)
-    const A ratio = choose(outer, A(0), held * ew.exp * (all * r.spread));            // w / (e^w - 1)
+    const A sa = choose(highest, A(0), choose(low_a, A(1), ea) / (1 + ea));  // sigmoid(-a)
+    const A sb = choose(lowest, A(0), choose(low_b, eb, A(1)) / (1 + eb));   // sigmoid(b)
+    const A ratio = choose(outer, A(0), held * ew.exp / r.mass);             // w / (e^w - 1)
     r.mean_slope = inverse * (sb - sa);
     r.log_scale_slope = choose(bounded, A(0), (b * sb - a * sa) - ratio);
   }

@@ -144,9 +144,10 @@ def _spread(grad: Tensor, target: Tensor, weight: Tensor | None, reduction: str)
 
 # The gradients. With posterior weights w_k, prior weights pi_k, and g that of the pixel,
 #     d logit_k = g (pi_k - w_k)
-#     d mean    = -g w_k (sigma(b) - sigma(-a)) / s                          without sigma(b) in the lowest bin, and
-#     d lnscale = -g w_k (b sigma(b) - a sigma(-a) - v / (e^v - 1))          without sigma(-a) in the highest; v = a - b,
-# whose term stands in the bins between only. Where the bound holds a log-scale, its gradient is zero.
+#     d mean    = -g w_k (sigma(b) - sigma(-a)) / s
+#     d ln s    = -g w_k (b sigma(b) - a sigma(-a) - v / (e^v - 1)),  v = a - b
+# without sigma(b) in the lowest bin, without sigma(-a) in the highest, and with the last term in the bins between only.
+# Where the bound holds a log-scale, its gradient is zero.
 
 
 def logistic_mixture_nll_backward(
@@ -179,10 +180,9 @@ def logistic_mixture_nll_backward(
     parts = [d_means, d_log_scales]
     if p.coefficients is not None:
         c = p.coefficients.tanh()
-        slope = 1 - c.square()
-        parts.append(
-            slope * torch.stack((d_means[:, 1] * x[:, 0], d_means[:, 2] * x[:, 0], d_means[:, 2] * x[:, 1]), 1)
-        )
+        green, blue = d_means[:, 1], d_means[:, 2]
+        shifted = torch.stack((green * x[:, 0], blue * x[:, 0], blue * x[:, 1]), 1)
+        parts.append((1 - c.square()) * shifted)
     gradient = torch.cat((d_logits, torch.stack(parts, 2).flatten(1, 3)), 1)
     return gradient.to(dtype).contiguous(memory_format=form)
 

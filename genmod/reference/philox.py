@@ -8,8 +8,9 @@ elements of word 0 and 1, words (2, 3) those of 2 and 3: for a pair (x, y)
     first  = r cos(2 pi y / 2^32)                          second = r sin(2 pi y / 2^32)
 
 so the largest draw is 6.76 standard deviations out. A stream of uniforms takes the words themselves, in the same order:
-`(x >> 9) / 2^23 + 1 / 2^24`, which is exact in float32 and neither 0 nor 1. Noise is a float32 quantity in every backend, for float64 tensors
-too. Sixteen lanes per word make one wide register of each word on a CPU and 16-byte accesses on a GPU.
+`(x >> 9) / 2^23 + 1 / 2^24`, which is exact in float32 and neither 0 nor 1. Noise is a float32 quantity in every
+backend, for float64 tensors too. Sixteen lanes per word make one wide register of each word on a CPU and 16-byte
+accesses on a GPU.
 
 Sources: Salmon, Moraes, Dror and Shaw, *Parallel random numbers: as easy as 1, 2, 3*, SC 2011; Box and Muller 1958.
 """

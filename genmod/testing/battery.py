@@ -37,7 +37,9 @@ def as_tuple(value: Any) -> tuple[Tensor, ...]:
     return (value,) if isinstance(value, Tensor) else tuple(value)
 
 
-def with_grad(spec: OpSpec, sample: Sample, chosen: tuple[int | str, ...] | None = None) -> tuple[Sample, list[Tensor]]:
+def with_grad(
+    spec: OpSpec, sample: Sample, chosen: tuple[int | str, ...] | None = None
+) -> tuple[Sample, list[Tensor]]:
     """The sample with detached inputs, of which those `chosen` require a gradient; and those inputs."""
     sample = sample.map(lambda t: t.detach())
     leaves = {i: sample.get(i).requires_grad_() for i in given(spec, sample) if chosen is None or i in chosen}

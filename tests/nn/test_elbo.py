@@ -163,7 +163,7 @@ def test_bounds_tighten_with_more_samples():
 
 
 def test_one_sample_is_the_elbo_with_a_sampled_divergence(batch):
-    output, target, mean, logvar = batch
+    _, target, mean, logvar = batch
     mean.requires_grad_()
     decoder = torch.nn.Linear(3, 6)
     noise = torch.randn(1, 4, 3)
@@ -221,8 +221,8 @@ def test_bad_importance_weighting(batch):
         nn.ImportanceWeightedELBO(squared_error, 2, gradient="score")
     with pytest.raises(TypeError, match="likelihood"):
         nn.ImportanceWeightedELBO(None, 2)
+    bound = nn.ImportanceWeightedELBO(squared_error, 2)
     with pytest.raises(ValueError, match=r"noise: got shape \(2, 4, 2\)"):
-        bound = nn.ImportanceWeightedELBO(squared_error, 2)
         bound(torch.nn.Linear(3, 6), target, mean, logvar, noise=torch.zeros(2, 4, 2))
 
 
