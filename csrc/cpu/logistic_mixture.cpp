@@ -24,15 +24,18 @@ static Tile<A> load_planes(const Planes& p, int64_t sample, int64_t begin, int64
   const S* data = (const S*)p.data + sample * p.batch + begin * p.pixel;
   if constexpr (same<A, S>)
     if (p.pixel == 1 && n % kLanes == 0) return {data, p.channel};
-  const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
-  for (int64_t c = 0; c < count; c++) {
-    const S* from = data + c * p.channel;
-    A* to = buffer + c * kTilePixels;
-    if (p.pixel == 1)
-      for (int64_t i = 0; i < n; i++) to[i] = widen(from[i]);
-    else
-      for (int64_t i = 0; i < n; i++) to[i] = widen(from[i * p.pixel]);
-    for (int64_t i = n; i < padded; i++) to[i] = 0;
+  // A few pixels at a time: with channels innermost, each line of memory is then read while it is near.
+  for (int64_t group = 0; group < n; group += kLanes) {
+    const int64_t length = n - group < kLanes ? n - group : kLanes;
+    for (int64_t c = 0; c < count; c++) {
+      const S* from = data + c * p.channel + group * p.pixel;
+      A* to = buffer + c * kTilePixels + group;
+      if (p.pixel == 1)
+        for (int64_t i = 0; i < length; i++) to[i] = widen(from[i]);
+      else
+        for (int64_t i = 0; i < length; i++) to[i] = widen(from[i * p.pixel]);
+      for (int64_t i = length; i < kLanes; i++) to[i] = 0;
+    }
   }
   return {buffer, kTilePixels};
 }
@@ -277,14 +280,25 @@ template <class A> static void pixel_grads(const LogisticMixtureBackward& p, con
   }
 }
 
-// Writes one row of a tile to memory, times a factor per pixel; where that is zero, zero whatever stands in the row.
+// Multiplies one row of a tile by a factor per pixel, and writes it to memory where pixels are neighbours there. Where
+// the factor is zero the product is, whatever stands in the row.
 template <class A, class S>
-static void store_row(const Planes& p, const Span& s, int64_t channel, const A* __restrict row, const A* __restrict factor) {
+static void finish_row(const Planes& p, const Span& s, int64_t channel, A* __restrict row, const A* __restrict factor) {
   S* __restrict to = (S*)p.data + s.sample * p.batch + s.begin * p.pixel + channel * p.channel;
   if (p.pixel == 1)
     for (int64_t i = 0; i < s.n; i++) narrow(factor[i] == 0 ? A(0) : row[i] * factor[i], to[i]);
   else
-    for (int64_t i = 0; i < s.n; i++) narrow(factor[i] == 0 ? A(0) : row[i] * factor[i], to[i * p.pixel]);
+    for (int64_t i = 0; i < s.n; i++) row[i] = factor[i] == 0 ? A(0) : row[i] * factor[i];
+}
+
+// Writes finished rows to memory where channels are neighbours.
+template <class A, class S> static void store_pixels(const Planes& p, const Span& s, int64_t count, const A* __restrict rows) {
+  S* __restrict to = (S*)p.data + s.sample * p.batch + s.begin * p.pixel;
+  for (int64_t group = 0; group < s.n; group += kLanes) {
+    const int64_t end = s.n - group < kLanes ? s.n : group + kLanes;
+    for (int64_t c = 0; c < count; c++)
+      for (int64_t i = group; i < end; i++) narrow(rows[c * kTilePixels + i], to[i * p.pixel + c * p.channel]);
+  }
 }
 
 template <class S, int C> static void backward_tiles(const LogisticMixtureBackward& p, int64_t first, int64_t last) {
@@ -317,13 +331,14 @@ template <class S, int C> static void backward_tiles(const LogisticMixtureBackwa
         prior[i] = prior[i] * priors[i] - posterior;
         factor[i] = g[i] == 0 ? A(0) : -g[i] * posterior;
       }
-      store_row<A, S>(p.d_output, s, k, prior, g);
+      finish_row<A, S>(p.d_output, s, k, prior, g);
       for (int c = 0; c < C; c++)
         for (int kind = 0; kind < (C == 3 ? 3 : 2); kind++) {
           const int64_t row = rows_of<C>(k, p.components, c).mean + kind * p.components;
-          store_row<A, S>(p.d_output, s, row, slopes + row * kTilePixels, factor);
+          finish_row<A, S>(p.d_output, s, row, slopes + row * kTilePixels, factor);
         }
     }
+    if (p.d_output.pixel != 1) store_pixels<A, S>(p.d_output, s, parameters, slopes);
   }
 }
 
