@@ -241,8 +241,9 @@ class _Cut(NamedTuple):
     arguments: dict[str, Any]
 
 
-_ELEMENTS = 512  # pixels times components of a program
-_PER_LANE = 16  # bytes of each that a lane keeps; more would not leave registers for all that a bin needs
+# Pixels times components of a program, and of a lane: more would not leave registers for all that a bin needs. In
+# float64, which takes two registers for a number and many for its exponentials, one.
+_ELEMENTS, _ELEMENTS_FLOAT64 = (512, 4), (256, 1)
 
 
 def _even(t: Tensor, form: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -264,7 +265,8 @@ def _cut(
     channels, pixels = target.shape[1], height * width
     components = parameters // (10 if channels == 3 else 3)
     padded = triton.next_power_of_2(components)
-    block = min(max(32, _ELEMENTS // padded), triton.next_power_of_2(max(pixels, 1)))
+    elements, per_lane = _ELEMENTS_FLOAT64 if output.dtype == torch.float64 else _ELEMENTS
+    block = min(max(16, elements // padded), triton.next_power_of_2(max(pixels, 1)))
     output, target = _even(output, layout.memory_format_of(output)), _even(target)
     divisor = {"batchmean": batch, "mean": batch * pixels}.get(reduction, 1)
     strides = _strides("output", output) | _strides("target", target)
@@ -290,8 +292,7 @@ def _cut(
         "PIXELS": block,
         "COMPONENTS": padded,
     }
-    per_warp = 32 * _PER_LANE // (8 if output.dtype == torch.float64 else 4)
-    return _Cut(batch * blocks, min(max(block * padded // per_warp, 1), 8), arguments)
+    return _Cut(batch * blocks, min(max(block * padded // (32 * per_lane), 1), 8), arguments)
 
 
 def logistic_mixture_nll(
