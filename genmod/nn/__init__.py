@@ -2,20 +2,31 @@
 
 from genmod.nn.adversarial import CriticLoss, GeneratorLoss, LeCam
 from genmod.nn.critic import BlurDownsample, CriticConv2d, CriticLeakyReLU, CriticLinear, CriticReLU, MinibatchStdDev
+from genmod.nn.elbo import ELBO, ELBOTerms, ImportanceWeightedELBO, ImportanceWeightedTerms
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
+from genmod.nn.logistic_mixture import LogisticMixture
 from genmod.nn.reconstruction import ReconstructionLoss
+from genmod.nn.schedules import CosineSchedule, CyclicalSchedule, LinearSchedule
 
 __all__ = [
+    "ELBO",
     "BlurDownsample",
+    "CosineSchedule",
     "CriticConv2d",
     "CriticLeakyReLU",
     "CriticLinear",
     "CriticLoss",
     "CriticReLU",
+    "CyclicalSchedule",
     "DiagonalGaussian",
+    "ELBOTerms",
     "GaussianSampler",
     "GeneratorLoss",
+    "ImportanceWeightedELBO",
+    "ImportanceWeightedTerms",
     "LeCam",
+    "LinearSchedule",
+    "LogisticMixture",
     "MinibatchStdDev",
     "ReconstructionLoss",
 ]

@@ -5,6 +5,7 @@ from genmod.ops.adversarial import critic_loss, generator_loss, lecam
 from genmod.ops.critic import critic_leaky_relu
 from genmod.ops.critic_conv import critic_conv2d
 from genmod.ops.gaussian import clamp_logvar, gaussian_kl, reparameterize, sample_kl
+from genmod.ops.logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from genmod.ops.reconstruction import bernoulli_nll, discretized_logistic_nll, gaussian_nll, l1, laplace_nll, mse
 
 __all__ = [
@@ -20,10 +21,11 @@ __all__ = [
     "l1",
     "laplace_nll",
     "lecam",
+    "logistic_mixture_nll",
+    "logistic_mixture_sample",
     "mse",
     "reparameterize",
     "sample_kl",
 ]
 
 backends.force_from_environment()
-__all__ += ["bernoulli_nll", "discretized_logistic_nll", "gaussian_nll", "l1", "laplace_nll", "mse"]

@@ -7,8 +7,10 @@ elements of word 0 and 1, words (2, 3) those of 2 and 3: for a pair (x, y)
     u = x / 2^32 + 1 / 2^33   (rounded to float32)        r = sqrt(-2 ln u)
     first  = r cos(2 pi y / 2^32)                          second = r sin(2 pi y / 2^32)
 
-so the largest draw is 6.76 standard deviations out. Noise is a float32 quantity in every backend, for float64 tensors
-too. Sixteen lanes per word make one wide register of each word on a CPU and 16-byte accesses on a GPU.
+so the largest draw is 6.76 standard deviations out. A stream of uniforms takes the words themselves, in the same order:
+`(x >> 9) / 2^23 + 1 / 2^24`, which is exact in float32 and neither 0 nor 1. Noise is a float32 quantity in every
+backend, for float64 tensors too. Sixteen lanes per word make one wide register of each word on a CPU and 16-byte
+accesses on a GPU.
 
 Sources: Salmon, Moraes, Dror and Shaw, *Parallel random numbers: as easy as 1, 2, 3*, SC 2011; Box and Muller 1958.
 """
@@ -45,12 +47,25 @@ def _normal_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (radius * angle.cos()).float(), (radius * angle.sin()).float()
 
 
-def normal(seed: Tensor, numel: int) -> Tensor:
-    """The first `numel` standard normals of the stream with this `seed` (one int64), as a flat float32 tensor."""
-    blocks = (numel + 63) // 64
-    count = torch.arange(blocks * 16, device=seed.device)
+def _words(seed: Tensor, numel: int) -> tuple[Tensor, ...]:
+    """The four words of every counter of the blocks that hold the first `numel` elements."""
+    count = torch.arange((numel + 63) // 64 * 16, device=seed.device)
     zero = torch.zeros_like(count)
     key = seed.reshape(())
-    words = philox4x32((count & _MASK, count >> 32, zero, zero), (key & _MASK, key >> 32 & _MASK))
-    normals = (*_normal_pair(words[0], words[1]), *_normal_pair(words[2], words[3]))
-    return torch.stack([n.view(blocks, 16) for n in normals], dim=1).flatten()[:numel]
+    return philox4x32((count & _MASK, count >> 32, zero, zero), (key & _MASK, key >> 32 & _MASK))
+
+
+def _in_order(words: tuple[Tensor, ...], numel: int) -> Tensor:
+    return torch.stack([w.view(-1, 16) for w in words], dim=1).flatten()[:numel]
+
+
+def normal(seed: Tensor, numel: int) -> Tensor:
+    """The first `numel` standard normals of the stream with this `seed` (one int64), as a flat float32 tensor."""
+    words = _words(seed, numel)
+    return _in_order((*_normal_pair(words[0], words[1]), *_normal_pair(words[2], words[3])), numel)
+
+
+def uniform(seed: Tensor, numel: int) -> Tensor:
+    """The first `numel` uniforms in (0, 1) of the stream with this `seed`, as a flat float32 tensor."""
+    words = tuple((w >> 9).float() * 2.0**-23 + 2.0**-24 for w in _words(seed, numel))
+    return _in_order(words, numel)

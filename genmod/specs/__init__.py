@@ -4,12 +4,13 @@ One module per family. Tests, benchmarks and docs read them; nothing that runs i
 """
 
 from genmod.registry import specs
-from genmod.specs import adversarial, critic, gaussian, reconstruction
+from genmod.specs import adversarial, critic, gaussian, logistic_mixture, reconstruction
 
 __all__ = [
     "adversarial",
     "critic",
     "gaussian",
+    "logistic_mixture",
     "reconstruction",
     "specs",
 ]
