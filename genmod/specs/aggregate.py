@@ -259,16 +259,18 @@ def _kept_by_autograd(sample: Sample) -> int:
     return 8 * (4 * batch * dims + 4 * dims * dims + 4 * dims) + 64
 
 
-def _densities(sample: Sample) -> float:
+def _densities(sample: Sample) -> tuple[float, float]:
     """The largest log-density of a sample under its posterior or the prior, and the log of its weight."""
     z, mean, logvar = (t.detach().double() for t in sample.args)
     terms = (_log_density(z, mean, logvar), _log_density(z, torch.zeros_like(z), torch.zeros_like(z)))
-    return math.log(sample.kwargs["dataset_size"]) + max(t.abs().sum(1).max().item() for t in terms)
+    return math.log(sample.kwargs["dataset_size"]) + max(t.abs().sum(1).max().item() for t in terms), 0.0
 
 
-def _kernels(sample: Sample) -> float:
-    """Each of the three means of a kernel is at most the number of scales."""
-    return 3.0 * len(sample.kwargs.get("scales", range(7)))
+def _kernels(sample: Sample) -> tuple[float, float]:
+    """Three means of a kernel, which is at most 1 for each scale; a kernel's slope is below 1 over its length."""
+    (n, dims), m = sample.args[0].shape, sample.args[1].shape[0]
+    scales = sample.kwargs.get("scales", (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0))
+    return 3.0 * len(scales), sum(4 / math.sqrt(2 * max(dims, 1) * s) for s in scales) / min(n, m)
 
 
 register(
