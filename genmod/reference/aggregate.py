@@ -81,8 +81,8 @@ def total_correlation(
     """Mutual information, total correlation and dimension-wise KL, and what they are made of.
 
     `z` may be some of the batch's rows: row i of it was drawn from column `first_row + i` of `mean` and `logvar`, and
-    the terms are that part of the mean over the batch. The fourth output, `[R, D + 1]`, has the log of every marginal
-    and, last, of the joint.
+    the terms are that part of the mean over the batch. The fourth output, `[R, D + 1]`, has log2 of every marginal and,
+    last, of the joint: kernels compute to base 2.
     """
     z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
     (rows, dims), batch = z.shape, mean.shape[0]
@@ -100,7 +100,7 @@ def total_correlation(
     joint, marginals = log[:, dims], log[:, :dims].sum(1)
     prior = -0.5 * (math.log(2 * math.pi) + z.square()).sum(1)
     terms = posterior - joint, joint - marginals, marginals - prior
-    return *(t.sum() / batch for t in terms), log
+    return *(t.sum() / batch for t in terms), log / math.log(2)
 
 
 # With a, p, c the incoming gradients of log q(z_i), sum_d log q(z_id) and sum_d t_iid, the gradient of t_ijd is

@@ -103,7 +103,6 @@ def _total_correlation_samples(device: torch.device, dtype: torch.dtype) -> Iter
     yield sample("expanded", t(6, 4), t(1, 4).expand(6, 4), t(6, 1).expand(6, 4), 60, "mss")
     yield sample("a million", t(6, 4, scale=0.1), t(6, 4), t(6, 4) - 1, 10**6, "mss")
     yield sample("far from the prior", t(6, 4, scale=9.0), t(6, 4, scale=9.0), t(6, 4, scale=3.0), 60, "mss")
-    yield sample("alone", t(1, 4), t(1, 4), t(1, 4), 60, "mws")
 
 
 def _mmd_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
