@@ -6,7 +6,8 @@ a gradient) is a program's registers while it walks over all pairs' other member
 density, the slope of a kernel) goes through a strip of columns as wide as the latent, so O(BD) in all. Sums have a fixed
 order, and no gradient is added to by two programs.
 
-Logarithms are to base 2 inside: the log-density of a pair is scale (z - centre)^2 + offset.
+Logarithms are to base 2 inside, and short of the weight that most pairs have: the log-density of a pair is
+scale (z - centre)^2 + offset.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _extra(row, column, batch, own, successor, like):
 @triton.jit
 def _marginals(
     logs, z, centre, scale, offset,
-    rows, batch, dims, first_row, blocks, own: tl.float64, successor: tl.float64, rest: tl.float64,
+    rows, batch, dims, first_row, blocks, own: tl.float64, successor: tl.float64,
     ROWS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
     """log2 q(z_id) of a block of rows and dimensions: one walk over the columns with a running maximum and sum."""
@@ -73,17 +74,17 @@ def _marginals(
         centre += dims
         scale += dims
         offset += dims
-    tl.store(logs + i[:, None] * dims + d[None, :], top + tl.log2(total) + _number(rest, at), mask=inside)
+    tl.store(logs + i[:, None] * dims + d[None, :], top + tl.log2(total), mask=inside)
 
 
 @triton.jit
 def _joint(
     out, z, centre, scale, offset, joint, coefficients,
     rows, batch, dims, first_row, first_column, columns, blocks,
-    own: tl.float64, successor: tl.float64, rest: tl.float64,
+    own: tl.float64, successor: tl.float64,
     BACKWARD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the weighted joint log2-densities, or of their gradients. All but `out` and `joint` is [dims, ...]."""
+    """A tile of the joint log2-densities, weighted, or of their gradients. All but `out` and `joint` is [dims, ...]."""
     i, k = _block(tl.program_id(0) // blocks, ROWS), _block(tl.program_id(0) % blocks, COLUMNS)
     j = first_column + k
     known, here = i < rows, k < columns
@@ -97,7 +98,7 @@ def _joint(
         centre += batch
         scale += batch
         offset += batch
-    total += _extra(i[:, None] + first_row, j[None, :], batch, own, successor, total) + _number(rest, total)
+    total += _extra(i[:, None] + first_row, j[None, :], batch, own, successor, total)
     if BACKWARD:
         log = tl.load(joint + i, mask=known, other=0.0)
         total = tl.exp2(total - log[:, None]) * tl.load(coefficients)
@@ -109,7 +110,7 @@ def _share(at, centre, scale, offset, log, joint, extra, to_marginals):
     """The gradient of one column's terms, and its product with scale (z - centre); and z - centre."""
     delta = at - centre
     bent = delta * scale
-    share = tl.exp2(delta * bent + offset + extra - log) * to_marginals + joint
+    share = tl.exp2(delta * delta * scale + offset + extra - log) * to_marginals + joint
     return share, share * bent, delta
 
 
@@ -117,7 +118,7 @@ def _share(at, centre, scale, offset, log, joint, extra, to_marginals):
 def _to_rows(
     pulls, z, centre, scale, offset, logs, joint, coefficients,
     rows, batch, dims, first_row, first_column, columns, blocks,
-    own: tl.float64, successor: tl.float64, rest: tl.float64,
+    own: tl.float64, successor: tl.float64,
     ROWS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
     """Adds what a strip of columns does to the gradient of z. `joint` is the strip's, from `_joint`."""
@@ -125,7 +126,7 @@ def _to_rows(
     known, inside = d < dims, (i[:, None] < rows) & (d < dims)[None, :]
     place = i[:, None] * dims + d[None, :]
     at = tl.load(z + place, mask=inside, other=0.0)
-    log = tl.load(logs + place, mask=inside, other=0.0) - _number(rest, at)
+    log = tl.load(logs + place, mask=inside, other=0.0)
     total = tl.load(pulls + place, mask=inside, other=0.0)
     to_marginals = tl.load(coefficients + 1)
     for k in range(columns):
@@ -151,7 +152,7 @@ def _to_rows(
 def _to_columns(
     pulls, spreads, z, centre, scale, offset, logs, joint, coefficients,
     rows, batch, dims, first_row, first_column, columns, blocks,
-    own: tl.float64, successor: tl.float64, rest: tl.float64,
+    own: tl.float64, successor: tl.float64,
     COLUMNS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a strip of columns: one walk over the rows."""
@@ -166,7 +167,7 @@ def _to_columns(
     to_marginals = tl.load(coefficients + 1)
     for i in range(rows):
         extra = _extra(first_row + i, first_column + k, batch, own, successor, c)
-        log = tl.load(logs + d, mask=known, other=0.0) - _number(rest, c)
+        log = tl.load(logs + d, mask=known, other=0.0)
         share, pull, delta = _share(
             tl.load(z + d, mask=known, other=0.0)[None, :],
             c,
@@ -284,9 +285,9 @@ class _Batch:
         self.columns = tuple(t.t().contiguous() for t in (self.centre, self.scale, self.offset))
         (self.rows, self.dims), self.batch, self.first_row = z.shape, mean.shape[0], first_row
         own, successor, rest = (_LOG2E * w for w in log_weights(self.batch, dataset_size, estimator))
-        self.own_weight = own
+        self.own, self.rest = own - rest, rest
         self.shared: dict[str, Any] = {"rows": self.rows, "batch": self.batch, "dims": self.dims}
-        self.shared |= {"first_row": first_row, "own": own - rest, "successor": successor - rest, "rest": rest}
+        self.shared |= {"first_row": first_row, "own": self.own, "successor": successor - rest}
 
     def strips(self) -> list[tuple[int, int]]:
         """First column and width of each strip."""
@@ -319,10 +320,10 @@ def total_correlation(
         terms = b.joint(first, width, None, None)
         own.append(terms.diagonal(first_row - first))
         joint = torch.logaddexp2(joint, torch.logsumexp(terms * _LN2, 1) * _LOG2E)
-    total = marginals.sum(1)
+    total = marginals.sum(1) + b.dims * b.rest
     prior = (-0.5 * _LOG2E * b.z.square() - 0.5 * math.log2(2 * math.pi)).sum(1)
     # The weighted terms first: what they have in common then cancels exactly.
-    parts = (torch.cat(own) - joint - b.own_weight, joint - total, total - prior)
+    parts = (torch.cat(own) - joint - (b.own + b.rest), joint + b.rest - total, total - prior)
     return *(p.sum() * (_LN2 / b.batch) for p in parts), torch.cat((marginals, joint[:, None]), 1)
 
 
@@ -428,7 +429,10 @@ def _add_pulls(
         arguments |= {"first_column": first, "columns": columns, "SLOPE": True, "SKIP": False}
         launch(_pairs, programs, _WARPS, x, arguments | options)
         strip = y[first : first + columns]
-        ends = ((d_x, x, strip, columns, 1), (None if d_y is None else d_y[first : first + columns], strip, x, 1, columns))
+        ends = (
+            (d_x, x, strip, columns, 1),
+            (None if d_y is None else d_y[first : first + columns], strip, x, 1, columns),
+        )
         for out, points, others, row_step, column_step in ends:
             if out is None:
                 continue

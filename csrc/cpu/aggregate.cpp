@@ -54,7 +54,7 @@ template <class A> static void posterior_tiles(const Posterior& p, int64_t first
 // log2 of the sum of 2^x over the lanes of a running maximum and a running sum of 2^(x - maximum).
 template <class A> static A finish(Vector<A> top, Vector<A> sum) {
   const A highest = max_lanes<A>(top);
-  return highest + (A)log2((double)sum_lanes<A>(sum * exp2_lanes(top - highest)));
+  return highest + (A)log2((double)sum_lanes<A>(sum * exp2_term(top - highest)));
 }
 
 template <class A> static A log2_sum(const A* x, int64_t n) {
@@ -65,7 +65,7 @@ template <class A> static A log2_sum(const A* x, int64_t n) {
     top = top < v ? v : top;
   }
   top = all(max_lanes<A>(top));
-  for (int64_t j = 0; j < n; j += L) sum += exp2_lanes(load_lanes<A>(x + j) - top);
+  for (int64_t j = 0; j < n; j += L) sum += exp2_term(load_lanes<A>(x + j) - top);
   return finish<A>(top, sum);
 }
 
@@ -88,26 +88,28 @@ constexpr int64_t kStretch = 4 * kTile;  // columns between two looks at the max
 template <class A> static void total_correlation_blocks(const TotalCorrelation& p, int64_t first, int64_t last) {
   constexpr int L = kLanes<A>;
   using V = Vector<A>;
-  const A* z = (const A*)p.z;
-  Scratch<A> joint_scratch(kRowBlock * p.stride), term_scratch(kStretch);
-  A *joint = joint_scratch.data(), *term = term_scratch.data();
+  const A* __restrict z = (const A*)p.z;
+  const int64_t width = tiles_of(p.batch) * kTile;
+  Scratch<A> joint_scratch(kRowBlock * width), term_scratch(kStretch);
+  A *__restrict joint = joint_scratch.data(), *__restrict term = term_scratch.data();
   for (int64_t block = first; block < last; block++) {
     const int64_t begin = block * kRowBlock, count = p.rows - begin < kRowBlock ? p.rows - begin : kRowBlock;
     for (int64_t r = 0; r < count; r++)
-      for (int64_t j = 0; j < p.stride; j++) joint[r * p.stride + j] = j < p.batch ? A(0) : A(-INFINITY);
+      for (int64_t j = 0; j < width; j++) joint[r * width + j] = j < p.batch ? A(0) : A(-INFINITY);
     double marginals[kRowBlock] = {}, prior[kRowBlock] = {};
     for (int64_t d = 0; d < p.dims; d++) {
-      const A *centre = (const A*)p.centre + d * p.stride, *scale = (const A*)p.scale + d * p.stride, *offset = (const A*)p.offset + d * p.stride;
+      const A *__restrict centre = (const A*)p.centre + d * p.stride, *__restrict scale = (const A*)p.scale + d * p.stride;
+      const A* __restrict offset = (const A*)p.offset + d * p.stride;
       V tops[kRowBlock], sums[kRowBlock];
       for (int64_t r = 0; r < kRowBlock; r++) {
         tops[r] = all(A(-1e38));
         sums[r] = V{};
       }
-      for (int64_t j0 = 0; j0 < p.stride; j0 += kStretch) {
-        const int64_t n = p.stride - j0 < kStretch ? p.stride - j0 : kStretch;
+      for (int64_t j0 = 0; j0 < width; j0 += kStretch) {
+        const int64_t n = width - j0 < kStretch ? width - j0 : kStretch;
         for (int64_t r = 0; r < count; r++) {
           const V at = all(z[(begin + r) * p.dims + d]);
-          A* row = joint + r * p.stride + j0;
+          A* __restrict row = joint + r * width + j0;
           V top = tops[r], sum{};
           for (int64_t j = 0; j < n; j += L) {
             const V delta = at - load_lanes<A>(centre + j0 + j);
@@ -117,25 +119,27 @@ template <class A> static void total_correlation_blocks(const TotalCorrelation& 
             top = top < t ? t : top;
           }
           Special(p, begin + r).weigh(p, term, j0, n);  // by less than one: `top` stays a bound
-          for (int64_t j = 0; j < n; j += L) sum += exp2_lanes(load_lanes<A>(term + j) - top);
-          sums[r] = sums[r] * exp2_lanes(tops[r] - top) + sum;
+          for (int64_t j = 0; j < n; j += L) sum += exp2_term(load_lanes<A>(term + j) - top);
+          sums[r] = sums[r] * exp2_term(tops[r] - top) + sum;
           tops[r] = top;
         }
       }
       for (int64_t r = 0; r < count; r++) {
-        const double log = finish<A>(tops[r], sums[r]) + p.rest, at = z[(begin + r) * p.dims + d];
-        ((A*)p.logs)[(begin + r) * (p.dims + 1) + d] = (A)log;
-        marginals[r] += log;
+        const A log = finish<A>(tops[r], sums[r]);
+        const double at = z[(begin + r) * p.dims + d];
+        ((A*)p.logs)[(begin + r) * (p.dims + 1) + d] = log;
+        marginals[r] += (double)log + p.rest;
         prior[r] -= 0.5 * kLog2E * at * at + kHalfLog2TwoPi;
       }
     }
     for (int64_t r = 0; r < count; r++) {
-      A* row = joint + r * p.stride;
+      A* row = joint + r * width;
       const Special special(p, begin + r);
       const double posterior = row[special.own];
-      special.weigh(p, row, 0, p.stride);
-      const double log = log2_sum(row, p.stride) + p.rest;
-      ((A*)p.logs)[(begin + r) * (p.dims + 1) + p.dims] = (A)log;
+      special.weigh(p, row, 0, width);
+      const A whole = log2_sum(row, width);
+      const double log = (double)whole + p.rest;
+      ((A*)p.logs)[(begin + r) * (p.dims + 1) + p.dims] = whole;
       double* terms = p.terms + (begin + r) * 3;
       terms[0] = kLn2 * (posterior - log);
       terms[1] = kLn2 * (log - marginals[r]);
@@ -144,77 +148,99 @@ template <class A> static void total_correlation_blocks(const TotalCorrelation& 
   }
 }
 
-// One tile of columns against all rows. `share` is the gradient of t; sums of share * delta * scale are scaled at the end.
-template <class A> static void backward_tile(const TotalCorrelationBackward& b, int64_t tile, A* partial, A* terms, A* d_centre, A* d_spread) {
-  constexpr int L = kLanes<A>, N = kTile / L;
-  using V = Vector<A>;
-  const TotalCorrelation& p = b.forward;
-  const int64_t j0 = tile * kTile;
-  const A *z = (const A*)p.z, *logs = (const A*)p.logs;
-  const A *centre = (const A*)p.centre + j0, *scale = (const A*)p.scale + j0, *offset = (const A*)p.offset + j0;
-  for (int64_t k = 0; k < p.dims * kTile; k++) d_centre[k] = d_spread[k] = 0;
-  for (int64_t i = 0; i < p.rows; i++) {
-    alignas(64) A joint[kTile];
-    for (int v = 0; v < N; v++) {
-      V total{};
-      for (int64_t d = 0; d < p.dims; d++) {
-        const int64_t at = d * p.stride + v * L;
-        const V delta = z[i * p.dims + d] - load_lanes<A>(centre + at);
-        const V t = delta * delta * load_lanes<A>(scale + at) + load_lanes<A>(offset + at);
-        store_lanes<A>(terms + d * kTile + v * L, t);
-        total += t;
+// One tile of columns, its terms for R rows, and the sums over all rows that its gradients are made of.
+template <class A> struct ColumnTile {
+  const TotalCorrelationBackward& b;
+  int64_t j0;
+  A *__restrict partial, *__restrict terms, *__restrict d_centre, *__restrict d_spread;
+
+  // `share` is the gradient of t; sums of share * delta * scale get their factor at the end.
+  template <int R> void add_rows(int64_t i) const {
+    constexpr int L = kLanes<A>, N = kTile / L;
+    using V = Vector<A>;
+    const TotalCorrelation& p = b.forward;
+    const int64_t dims = p.dims, stride = p.stride;
+    const A *__restrict z = (const A*)p.z + i * dims, *__restrict logs = (const A*)p.logs + i * (dims + 1);
+    const A *__restrict centre = (const A*)p.centre + j0, *__restrict scale = (const A*)p.scale + j0, *__restrict offset = (const A*)p.offset + j0;
+    const A to_joint = (A)b.to_joint, to_marginals = (A)b.to_marginals;
+    V joint[R][N] = {};
+    for (int64_t d = 0; d < dims; d++)
+      for (int v = 0; v < N; v++) {
+        const V c = load_lanes<A>(centre + d * stride + v * L), s = load_lanes<A>(scale + d * stride + v * L), o = load_lanes<A>(offset + d * stride + v * L);
+        for (int r = 0; r < R; r++) {
+          const V delta = z[r * dims + d] - c, t = delta * delta * s + o;
+          store_lanes<A>(terms + (r * dims + d) * kTile + v * L, t);
+          joint[r][v] += t;
+        }
       }
-      store_lanes<A>(joint + v * L, total);
+    V shares[R][N];
+    for (int r = 0; r < R; r++) {
+      const Special special(p, i + r);
+      if (special.within(j0, kTile)) {
+        special.weigh(p, (A*)joint[r], j0, kTile);
+        for (int64_t d = 0; d < dims; d++) special.weigh(p, terms + (r * dims + d) * kTile, j0, kTile);
+      }
+      const A whole = logs[r * (dims + 1) + dims];
+      for (int v = 0; v < N; v++) shares[r][v] = exp2_or_zero(joint[r][v] - whole) * to_joint;
     }
-    const Special special(p, i);
-    if (special.within(j0, kTile)) {
-      special.weigh(p, joint, j0, kTile);
-      for (int64_t d = 0; d < p.dims; d++) special.weigh(p, terms + d * kTile, j0, kTile);
-    }
-    const A* log = logs + i * (p.dims + 1);
-    V shares[N];
-    const A whole = (A)(log[p.dims] - p.rest);
-    for (int v = 0; v < N; v++) shares[v] = exp2_lanes(load_lanes<A>(joint + v * L) - whole) * (A)b.to_joint;
-    for (int64_t d = 0; d < p.dims; d++) {
-      const A marginal = (A)(log[d] - p.rest), at = z[i * p.dims + d];
-      V pulls{};
+    for (int64_t d = 0; d < dims; d++) {
+      V pulls[R] = {};
       for (int v = 0; v < N; v++) {
         const int64_t k = d * kTile + v * L;
-        const V share = exp2_lanes(load_lanes<A>(terms + k) - marginal) * (A)b.to_marginals + shares[v];
-        const V delta = at - load_lanes<A>(centre + d * p.stride + v * L), bent = delta * load_lanes<A>(scale + d * p.stride + v * L);
-        const V pull = share * bent;
-        pulls += pull;
-        store_lanes<A>(d_centre + k, load_lanes<A>(d_centre + k) + pull);
-        store_lanes<A>(d_spread + k, load_lanes<A>(d_spread + k) + share * (delta * bent * A(kLn2) + A(0.5)));
+        const V c = load_lanes<A>(centre + d * stride + v * L), s = load_lanes<A>(scale + d * stride + v * L);
+        V to_centre = load_lanes<A>(d_centre + k), to_spread = load_lanes<A>(d_spread + k);
+        for (int r = 0; r < R; r++) {
+          const A marginal = logs[r * (dims + 1) + d];
+          const V share = exp2_or_zero(load_lanes<A>(terms + r * dims * kTile + k) - marginal) * to_marginals + shares[r][v];
+          const V delta = z[r * dims + d] - c, bent = delta * s, pull = share * bent;
+          pulls[r] += pull;
+          to_centre += pull;
+          to_spread += share * (delta * bent * A(kLn2) + A(0.5));
+        }
+        store_lanes<A>(d_centre + k, to_centre);
+        store_lanes<A>(d_spread + k, to_spread);
       }
-      partial[i * p.dims + d] += sum_lanes<A>(pulls);
+      for (int r = 0; r < R; r++) partial[(i + r) * dims + d] += sum_lanes<A>(pulls[r]);
     }
   }
-  for (int64_t j = j0; j < j0 + kTile && j < p.batch; j++) {
-    const bool own = j >= p.first_row && j < p.first_row + p.rows;
-    for (int64_t d = 0; d < p.dims; d++) {
-      const int64_t at = d * p.stride + j - j0;
-      A to_mean = A(-2 * kLn2) * d_centre[d * kTile + j - j0], to_logvar = -d_spread[d * kTile + j - j0];
-      if (own) {
-        const A delta = z[(j - p.first_row) * p.dims + d] - centre[at], pull = A(-2 * kLn2 * b.to_own) * scale[at] * delta;
-        to_mean += pull;
-        to_logvar += A(0.5) * (pull * delta - (A)b.to_own);
+
+  void write() const {
+    const TotalCorrelation& p = b.forward;
+    const A *z = (const A*)p.z, *centre = (const A*)p.centre, *scale = (const A*)p.scale;
+    for (int64_t j = j0; j < j0 + kTile && j < p.batch; j++) {
+      const bool own = j >= p.first_row && j < p.first_row + p.rows;
+      for (int64_t d = 0; d < p.dims; d++) {
+        const int64_t k = d * kTile + j - j0;
+        A to_mean = A(-2 * kLn2) * d_centre[k], to_logvar = -d_spread[k];
+        if (own) {
+          const A delta = z[(j - p.first_row) * p.dims + d] - centre[d * p.stride + j];
+          const A pull = A(-2 * kLn2 * b.to_own) * scale[d * p.stride + j] * delta;
+          to_mean += pull;
+          to_logvar += A(0.5) * (pull * delta - (A)b.to_own);
+        }
+        ((A*)b.d_mean)[j * p.dims + d] = to_mean;
+        ((A*)b.d_logvar)[j * p.dims + d] = to_logvar;
       }
-      ((A*)b.d_mean)[j * p.dims + d] = to_mean;
-      ((A*)b.d_logvar)[j * p.dims + d] = to_logvar;
     }
   }
-}
+};
 
 template <class A> static void total_correlation_partitions(const TotalCorrelationBackward& b, int64_t first, int64_t last) {
   const TotalCorrelation& p = b.forward;
-  const int64_t tiles = p.stride / kTile, size = p.dims * kTile;
-  Scratch<A> scratch(3 * size);
+  const int64_t tiles = tiles_of(p.batch), size = p.dims * kTile;
+  Scratch<A> scratch(4 * size);
+  A* const data = scratch.data();
   for (int64_t partition = first; partition < last; partition++) {
     A* partial = (A*)b.partial + partition * p.rows * p.dims;
     for (int64_t i = 0; i < p.rows * p.dims; i++) partial[i] = 0;
-    for (int64_t tile = tiles * partition / b.partitions; tile < tiles * (partition + 1) / b.partitions; tile++)
-      backward_tile(b, tile, partial, scratch.data(), scratch.data() + size, scratch.data() + 2 * size);
+    for (int64_t t = tiles * partition / b.partitions; t < tiles * (partition + 1) / b.partitions; t++) {
+      const ColumnTile<A> tile{b, t * kTile, partial, data, data + 2 * size, data + 3 * size};
+      for (int64_t k = 0; k < 2 * size; k++) tile.d_centre[k] = 0;  // and d_spread behind it
+      int64_t i = 0;
+      for (; i + 2 <= p.rows; i += 2) tile.template add_rows<2>(i);
+      if (i < p.rows) tile.template add_rows<1>(i);
+      tile.write();
+    }
   }
 }
 
@@ -240,7 +266,7 @@ template <bool SLOPE, class A> static inline Kernel<A> kernel_of(Vector<A> squar
   Kernel<A> k{};
   if (p.kernel == PairKernel::rbf) {
     for (int64_t s = 0; s < p.width_count; s++) {
-      const V e = exp2_lanes(square * (A)(-kLog2E / p.widths[s]));
+      const V e = exp2_or_zero(square * (A)(-kLog2E / p.widths[s]));
       k.value += e;
       if (SLOPE) k.slope -= e * (A)(1 / p.widths[s]);
     }

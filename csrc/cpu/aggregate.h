@@ -1,7 +1,7 @@
 // The aggregate family on the CPU: sums over all pairs of a row and a column, with nothing kept per pair.
 //
-// Columns lie transposed, [dims][stride], so that neighbours in memory are neighbours in a register; the stride is padded
-// to whole tiles. `wide` arrays are double, and the others float. Work is cut by sizes alone, never by the number of
+// Columns lie transposed, [dims][stride], so that neighbours in memory are neighbours in a register, and come in whole
+// tiles. `wide` arrays are double, and the others float. Work is cut by sizes alone, never by the number of
 // threads, and every sum has one order.
 #pragma once
 #include "../types.h"
@@ -12,7 +12,9 @@ namespace genmod {
 constexpr int64_t kTile = 64;     // columns
 constexpr int64_t kRowBlock = 4;  // rows that share what is loaded of a column
 
-inline int64_t padded(int64_t columns) { return (columns + kTile - 1) / kTile * kTile; }
+inline int64_t tiles_of(int64_t columns) { return (columns + kTile - 1) / kTile; }
+// One cache line more than whole tiles: rows a power of two apart would all compete for a few lines of level-1 cache.
+inline int64_t stride_of(int64_t columns) { return tiles_of(columns) * kTile + 16; }
 inline int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
 // Any dtype to and from the type of the arithmetic.
@@ -43,7 +45,7 @@ struct TotalCorrelation {
   double own, successor, rest;  // log2 of the weights: that of most pairs, and by how much two of them differ
   const void* z;                // [rows][dims]
   const void *centre, *scale, *offset;
-  void* logs;     // [rows][dims + 1], log2 of the marginals and of the joint
+  void* logs;     // [rows][dims + 1], log2 of the marginals and of the joint, short of `rest`
   double* terms;  // [rows][3]
 };
 

@@ -36,20 +36,23 @@ template <class A> static inline Vector<A> load_lanes(const A* p) {
 }
 template <class A> static inline void store_lanes(A* p, Vector<A> v) { memcpy(p, &v, sizeof(v)); }
 
-// Pairwise, always in this order.
+// Pairwise, always in this order; unrolled, which a loop over widths is not.
+template <int WIDTH, class A> static inline void fold_sum(A* a) {
+  for (int l = 0; l < WIDTH; l++) a[l] += a[l + WIDTH];
+  if constexpr (WIDTH > 1) fold_sum<WIDTH / 2>(a);
+}
 template <class A> static inline A sum_lanes(Vector<A> v) {
   A a[kLanes<A>];
   store_lanes<A>(a, v);
-  for (int width = kLanes<A> / 2; width > 0; width /= 2)
-    for (int l = 0; l < width; l++) a[l] += a[l + width];
+  fold_sum<kLanes<A> / 2>(a);
   return a[0];
 }
 template <class A> static inline A max_lanes(Vector<A> v) {
-  A a[kLanes<A>];
+  A a[kLanes<A>], most;
   store_lanes<A>(a, v);
-  for (int width = kLanes<A> / 2; width > 0; width /= 2)
-    for (int l = 0; l < width; l++) a[l] = a[l + width] > a[l] ? a[l + width] : a[l];
-  return a[0];
+  most = a[0];
+  for (int l = 1; l < kLanes<A>; l++) most = a[l] > most ? a[l] : most;
+  return most;
 }
 
 // Scratch memory, aligned to whole vectors.
@@ -63,26 +66,21 @@ template <class A> class Scratch {
   std::vector<Cell> vectors_;
 };
 
-// 2^x for x below the overflow, to 2 ulp; a NaN stays one. Below 2^-80 (2^-500) it is zero: beside a sum of at least one
-// that is nothing, and what is multiplied further must not become subnormal, which takes the processor a hundred cycles.
-static inline VectorF exp2_lanes(VectorF x) {
-  const VectorI none = x < -80.f;
-  const VectorF c = none ? all(0.f) : x;
+// 2^x for x between -126 (-1022) and 127 (1023), or a NaN, which stays one. 2 ulp.
+static inline VectorF exp2_inside(VectorF x) {
   const float magic = 12582912.f + 127.f;  // see exp_parts in vecmath.h
-  const VectorF t = c + magic, r = c - (t - magic);
+  const VectorF t = x + magic, r = x - (t - magic);
   VectorF p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
   p = p * r + 9.618437357674640e-3f;
   p = p * r + 5.550332471162809e-2f;
   p = p * r + 2.402264791363012e-1f;
   p = p * r + 6.931472028550421e-1f;
   p = p * r + 1.f;
-  return none ? VectorF{} : p * (VectorF)((VectorI)t << 23);
+  return p * (VectorF)((VectorI)t << 23);
 }
-static inline VectorD exp2_lanes(VectorD x) {
-  const VectorL none = x < -500.;
-  const VectorD c = none ? all(0.) : x;
+static inline VectorD exp2_inside(VectorD x) {
   const double magic = 6755399441055744. + 1023.;
-  const VectorD t = c + magic, r = (c - (t - magic)) * 0.69314718055994530942;
+  const VectorD t = x + magic, r = (x - (t - magic)) * 0.69314718055994530942;
   VectorD p = r * (1. / 6227020800.) + 1. / 479001600.;  // Taylor: the first term left out is below 2^-57
   p = p * r + 1. / 39916800.;
   p = p * r + 1. / 3628800.;
@@ -96,7 +94,19 @@ static inline VectorD exp2_lanes(VectorD x) {
   p = p * r + 0.5;
   p = p * r + 1.;
   p = p * r + 1.;
-  return none ? VectorD{} : p * (VectorD)((VectorL)t << 52);
+  return p * (VectorD)((VectorL)t << 52);
+}
+
+// 2^x for x below the overflow; what is below 2^-80 counts as that. For terms of a sum that has one of 1 in it.
+template <class V> static inline V exp2_term(V x) {
+  const V least = V{} - 80;
+  return exp2_inside(x < least ? least : x);
+}
+// 2^x for x below the overflow, and 0 below 2^-80: multiplied further, what is left of it would become subnormal, which
+// takes a processor a hundred cycles.
+template <class V> static inline V exp2_or_zero(V x) {
+  const auto none = x < V{} - 80;
+  return none ? V{} : exp2_inside(none ? V{} : x);
 }
 
 }  // namespace

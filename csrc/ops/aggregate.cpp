@@ -81,11 +81,11 @@ struct Batch {
     z.check_like(logvar);
     STD_TORCH_CHECK(mean.rows == logvar.rows, "genmod: mean and logvar must have one shape");
     STD_TORCH_CHECK(first_row >= 0 && first_row + z.rows <= mean.rows, "genmod: the rows of z must be rows of mean");
-    const int64_t stride = padded(mean.rows), size = z.dims * stride * (z.wide ? 8 : 4);
+    const int64_t stride = stride_of(mean.rows), size = z.dims * stride * (z.wide ? 8 : 4);
     columns = mean.scratch(3 * z.dims, stride);
     char* data = (char*)columns.mutable_data_ptr();
     const Posterior posterior{z.wide, mean.rows, z.dims, stride, mean.data(), logvar.data(), data, data + size, data + 2 * size};
-    run(kernels().posterior, posterior, stride / kTile, (double)(kTile * z.dims * 4));
+    run(kernels().posterior, posterior, tiles_of(mean.rows), (double)(kTile * z.dims * 4));
     p.wide = z.wide;
     p.rows = z.rows;
     p.batch = mean.rows;
@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> total_correlation_backward(const std::optiona
   b.to_marginals = kl - correlation;
   b.to_own = information;
   b.to_prior = kl;
-  b.partitions = std::min<int64_t>(16, p.stride / kTile);
+  b.partitions = std::min<int64_t>(16, tiles_of(p.batch));
   Tensor partial = batch.z.scratch(b.partitions, p.rows * p.dims);
   Tensor d_z = batch.z.scratch(p.rows, p.dims), d_mean = batch.z.scratch(p.batch, p.dims), d_logvar = batch.z.scratch(p.batch, p.dims);
   b.partial = partial.mutable_data_ptr();
@@ -165,9 +165,9 @@ struct Points {
   int64_t stride;
   Tensor columns;
 
-  explicit Points(const Tensor& t) : rows(t), stride(padded(rows.rows)), columns(rows.scratch(rows.dims, stride)) {
+  explicit Points(const Tensor& t) : rows(t), stride(stride_of(rows.rows)), columns(rows.scratch(rows.dims, stride)) {
     const Transpose p{rows.wide, rows.rows, rows.dims, stride, rows.data(), columns.mutable_data_ptr()};
-    run(kernels().transpose, p, stride / kTile, (double)(kTile * rows.dims));
+    run(kernels().transpose, p, tiles_of(rows.rows), (double)(kTile * rows.dims));
   }
 };
 

@@ -41,9 +41,7 @@ class TotalCorrelation(nn.Module):
         """`(mutual_information, total_correlation, dimension_kl)`."""
         group = self.process_group
         if group is None:
-            return ops.total_correlation(
-                z, mean, logvar, dataset_size=self.dataset_size, estimator=self.estimator
-            )
+            return ops.total_correlation(z, mean, logvar, dataset_size=self.dataset_size, estimator=self.estimator)
         aggregate.check_posterior(z, mean, logvar)
         first = distributed.first_row("z", z, group)
         everyone = z.shape[0] * dist.get_world_size(group)
@@ -100,9 +98,7 @@ class BetaTCVAELoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its parts before the factors."""
         mutual_information, correlation, dimension_kl = self.terms(z, mean, logvar)
-        loss = (
-            reconstruction + self.alpha * mutual_information + self.beta * correlation + self.gamma * dimension_kl
-        )
+        loss = reconstruction + self.alpha * mutual_information + self.beta * correlation + self.gamma * dimension_kl
         parts = {
             "reconstruction": reconstruction.detach(),
             "mutual_information": mutual_information.detach(),

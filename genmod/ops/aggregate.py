@@ -70,8 +70,8 @@ def total_correlation(
 def total_correlation_rows(
     z: Tensor, mean: Tensor, logvar: Tensor, first_row: int, *, dataset_size: int, estimator: Estimator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The share of the rows `z`, drawn from the posteriors `first_row` and on, in :func:`total_correlation` of the whole
-    batch that `mean` and `logvar` have; shares add up. Arguments are taken as checked."""
+    """The share of the rows `z`, drawn from the posteriors `first_row` and on, in :func:`total_correlation` of the
+    whole batch that `mean` and `logvar` have; shares add up. Arguments are taken as checked."""
     call = reference.total_correlation if torch._C._are_functorch_transforms_active() else _total_correlation
     return call(z, mean, logvar, dataset_size, estimator, first_row)[:3]
 
@@ -109,7 +109,8 @@ def mmd(
         ValueError: not a matrix, another number of columns or another device, no points, fewer than two in either
             sample if unbiased, no scale or one that is not positive and finite, or an unknown `kernel`.
 
-    Differentiable twice, in both tensors; the second derivative takes O((n + m)²D) memory. Kept for backward: the inputs.
+    Differentiable twice, in both tensors; the second derivative takes O((n + m)²D) memory. Kept for backward: the
+    inputs.
     Source: Gretton et al., *A kernel two-sample test*, JMLR 2012; Tolstikhin et al., *Wasserstein auto-encoders*, 2018.
     """
     check_kernel(kernel, scales)
@@ -157,7 +158,8 @@ def dip(
             `logvar`.
         kind: "i" or "ii".
         lambda_od: factor of the off-diagonal part, >= 0.
-        lambda_d: factor of the diagonal part, >= 0; if omitted the paper's, 10 `lambda_od` for "i", `lambda_od` for "ii".
+        lambda_d: factor of the diagonal part, >= 0; if omitted the paper's: 10 `lambda_od` for "i", `lambda_od` for
+            "ii".
 
     Returns:
         A scalar in float32 (float64 for float64 inputs).
@@ -167,7 +169,8 @@ def dip(
         ValueError: not a matrix, shapes or devices that differ, an empty batch, negative factors, or an unknown `kind`.
 
     Differentiable to any order.
-    Source: Kumar et al., *Variational inference of disentangled latent concepts from unlabeled observations*, ICLR 2018.
+    Source: Kumar et al., *Variational inference of disentangled latent concepts from unlabeled observations*,
+    ICLR 2018.
     """
     check_dip(kind, lambda_od, lambda_d)
     check_moments(mean, logvar, kind)
@@ -290,9 +293,7 @@ def _total_correlation_fake(z, mean, logvar, dataset_size, estimator, first_row)
 
 def _empty_gradients(wanted: int, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     like = next(t for t in inputs if t is not None)
-    return tuple(
-        like.new_empty(t.shape if t is not None and wanted >> i & 1 else (0,)) for i, t in enumerate(inputs)
-    )
+    return tuple(like.new_empty(t.shape if t is not None and wanted >> i & 1 else (0,)) for i, t in enumerate(inputs))
 
 
 def _total_correlation_backward_fake(

@@ -82,7 +82,7 @@ def total_correlation(
 
     `z` may be some of the batch's rows: row i of it was drawn from column `first_row + i` of `mean` and `logvar`, and
     the terms are that part of the mean over the batch. The fourth output, `[R, D + 1]`, has log2 of every marginal and,
-    last, of the joint: kernels compute to base 2.
+    last, of the joint, divided by the weight that most pairs have: what a kernel's backward subtracts from its terms.
     """
     z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
     (rows, dims), batch = z.shape, mean.shape[0]
@@ -100,7 +100,7 @@ def total_correlation(
     joint, marginals = log[:, dims], log[:, :dims].sum(1)
     prior = -0.5 * (math.log(2 * math.pi) + z.square()).sum(1)
     terms = posterior - joint, joint - marginals, marginals - prior
-    return *(t.sum() / batch for t in terms), log / math.log(2)
+    return *(t.sum() / batch for t in terms), (log - weights[2]) / math.log(2)
 
 
 # With a, p, c the incoming gradients of log q(z_i), sum_d log q(z_id) and sum_d t_iid, the gradient of t_ijd is
@@ -144,7 +144,9 @@ def total_correlation_backward(
     for chunk in _row_chunks(rows, batch, dims):
         t = _log_density(z[chunk, None], mean, logvar)
         w = _log_weight_rows(chunk, batch, first_row, weights, z)
-        share = to_joint * torch.softmax(t.sum(2) + w, 1)[:, :, None] + to_marginals * torch.softmax(t + w[..., None], 1)
+        share = to_joint * torch.softmax(t.sum(2) + w, 1)[:, :, None] + to_marginals * torch.softmax(
+            t + w[..., None], 1
+        )
         delta = z[chunk, None] - mean
         pull = share * delta * (-logvar).exp()
         rest.append(pull.sum(1))
@@ -157,7 +159,8 @@ def _chosen(inputs: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...],
     """Gradients in the inputs' dtype; an empty tensor for one that is not wanted."""
     like = next(t for t in inputs if t is not None)
     return tuple(
-        g.to(like.dtype).contiguous() if g is not None and wanted >> i & 1 else like.new_empty(0) for i, g in enumerate(grads)
+        g.to(like.dtype).contiguous() if g is not None and wanted >> i & 1 else like.new_empty(0)
+        for i, g in enumerate(grads)
     )
 
 
