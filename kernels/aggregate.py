@@ -1,10 +1,10 @@
 """Total correlation and maximum mean discrepancy on a GPU, forward and backward.
 
 The functions have the names, arguments and results of the dispatcher's ops. For the maths see
-genmod/reference/aggregate.py. Nothing of batch x batch x latent is kept: what belongs to a latent dimension (a marginal,
-a gradient) is a program's registers while it walks over all pairs' other member, and what belongs to a pair (the joint
-density, the slope of a kernel) goes through a strip of columns as wide as the latent, so O(BD) in all. Sums have a fixed
-order, and no gradient is added to by two programs.
+genmod/reference/aggregate.py. Nothing of batch x batch x latent is kept: what belongs to a latent dimension (a
+marginal, a gradient) stays in a program's registers while it walks over the other members of all pairs, and what
+belongs to a pair (the joint density, the slope of a kernel) goes through a strip of columns about as wide as the
+latent, so O(BD) in all. Sums have a fixed order, and no gradient is added to by two programs.
 
 Logarithms are to base 2 inside, and short of the weight that most pairs have: the log-density of a pair is
 scale (z - centre)^2 + offset.

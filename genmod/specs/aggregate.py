@@ -259,10 +259,13 @@ def _kept_by_autograd(sample: Sample) -> int:
 
 
 def _densities(sample: Sample) -> tuple[float, float]:
-    """The largest log-density of a sample under its posterior or the prior, and the log of its weight."""
+    """The largest log-density of a sample under its posterior or the prior and the log of its weight; and a sample's
+    part in the gradient of its own log-variance, (eps² - 1) / 2."""
     z, mean, logvar = (t.detach().double() for t in sample.args)
     terms = (_log_density(z, mean, logvar), _log_density(z, torch.zeros_like(z), torch.zeros_like(z)))
-    return math.log(sample.kwargs["dataset_size"]) + max(t.abs().sum(1).max().item() for t in terms), 0.0
+    of_outputs = math.log(sample.kwargs["dataset_size"]) + max(t.abs().sum(1).max().item() for t in terms)
+    spread = ((z - mean).square() * (-logvar).exp()).amax().item() if z.numel() else 0.0
+    return of_outputs, (spread + 1) / z.shape[0]
 
 
 def _kernels(sample: Sample) -> tuple[float, float]:

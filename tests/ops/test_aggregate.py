@@ -40,16 +40,16 @@ def estimate(
 ) -> tuple[float, float]:
     """The estimate of log q(z), averaged over a batch of a dataset of posteriors, and its true average."""
     chosen = torch.randperm(len(mean), generator=generator)[:batch]
-    m, l = mean[chosen], logvar[chosen]
-    z = m + (0.5 * l).exp() * torch.randn(m.shape, generator=generator, dtype=m.dtype)
-    information, _, _ = ops.total_correlation(z, m, l, dataset_size=len(mean), estimator=estimator)
+    m, lv = mean[chosen], logvar[chosen]
+    z = m + (0.5 * lv).exp() * torch.randn(m.shape, generator=generator, dtype=m.dtype)
+    information, _, _ = ops.total_correlation(z, m, lv, dataset_size=len(mean), estimator=estimator)
     density = torch.logsumexp(log_density(z[:, None], mean, logvar).sum(2), 1) - math.log(len(mean))
-    return log_density(z, m, l).sum(1).mean().item() - information.item(), density.mean().item()
+    return log_density(z, m, lv).sum(1).mean().item() - information.item(), density.mean().item()
 
 
 def test_stratified_estimate_against_enumeration():
-    """q(z) of 512 posteriors exactly, against batches of 64. Published implementations, which put the stratified weights
-    in a column instead of on the diagonal, are 1.6 to 11 nats off here."""
+    """q(z) of 512 posteriors exactly, against batches of 64. Published implementations, which put the stratified
+    weights in a column instead of on the diagonal, are 1.6 to 11 nats off here."""
     generator = torch.Generator().manual_seed(0)
     mean = 2 * torch.randn(512, 4, generator=generator, dtype=torch.double)
     logvar = torch.full_like(mean, math.log(0.3**2))
@@ -153,8 +153,8 @@ def test_same_bits_on_any_number_of_threads(threads):
 @NATIVE
 @pytest.mark.parametrize("op", ["total_correlation", "mmd"])
 def test_memory_is_that_of_the_latents(op):
-    """Forward and backward together stay below a few dozen copies of the inputs; one batch x batch x latent tensor would
-    be a thousand."""
+    """Forward and backward together stay below a few dozen copies of the inputs; one batch x batch x latent tensor
+    would be a thousand."""
     from genmod.testing.measure import peak_bytes
 
     z, mean, logvar = (t.requires_grad_() for t in posteriors(2048, 16, dtype=torch.float32))
