@@ -113,7 +113,7 @@ template <class A> static void total_correlation_blocks(const TotalCorrelation& 
           V top = tops[r], sum{};
           for (int64_t j = 0; j < n; j += L) {
             const V delta = at - load_lanes<A>(centre + j0 + j);
-            const V t = delta * delta * load_lanes<A>(scale + j0 + j) + load_lanes<A>(offset + j0 + j);
+            const V t = delta * (delta * load_lanes<A>(scale + j0 + j)) + load_lanes<A>(offset + j0 + j);
             store_lanes<A>(term + j, t);
             store_lanes<A>(row + j, load_lanes<A>(row + j) + t);
             top = top < t ? t : top;
@@ -148,14 +148,15 @@ template <class A> static void total_correlation_blocks(const TotalCorrelation& 
   }
 }
 
-// One tile of columns, its terms for R rows, and the sums over all rows that its gradients are made of.
+// One tile of columns, and the sums over all rows that its gradients are made of.
 template <class A> struct ColumnTile {
   const TotalCorrelationBackward& b;
   int64_t j0;
-  A *__restrict partial, *__restrict terms, *__restrict d_centre, *__restrict d_spread;
+  A *__restrict partial, *__restrict d_centre, *__restrict d_spread;
 
-  // `share` is the gradient of t; sums of share * delta * scale get their factor at the end.
-  template <int R> void add_rows(int64_t i) const {
+  // `share` is the gradient of t, which is computed twice, to the same bits as in the forward pass: that is cheaper than
+  // to store it. Sums of share * delta * scale get their factor at the end. SPECIAL: some weight here is not `rest`.
+  template <int R, bool SPECIAL> void add_rows(int64_t i) const {
     constexpr int L = kLanes<A>, N = kTile / L;
     using V = Vector<A>;
     const TotalCorrelation& p = b.forward;
@@ -163,36 +164,34 @@ template <class A> struct ColumnTile {
     const A *__restrict z = (const A*)p.z + i * dims, *__restrict logs = (const A*)p.logs + i * (dims + 1);
     const A *__restrict centre = (const A*)p.centre + j0, *__restrict scale = (const A*)p.scale + j0, *__restrict offset = (const A*)p.offset + j0;
     const A to_joint = (A)b.to_joint, to_marginals = (A)b.to_marginals;
-    V joint[R][N] = {};
+    V extra[SPECIAL ? R : 1][N] = {}, joint[R][N] = {}, shares[R][N];
+    if constexpr (SPECIAL)
+      for (int r = 0; r < R; r++) Special(p, i + r).weigh(p, (A*)extra[r], j0, kTile);
     for (int64_t d = 0; d < dims; d++)
       for (int v = 0; v < N; v++) {
-        const V c = load_lanes<A>(centre + d * stride + v * L), s = load_lanes<A>(scale + d * stride + v * L), o = load_lanes<A>(offset + d * stride + v * L);
+        const int64_t at = d * stride + v * L;
+        const V c = load_lanes<A>(centre + at), s = load_lanes<A>(scale + at), o = load_lanes<A>(offset + at);
         for (int r = 0; r < R; r++) {
-          const V delta = z[r * dims + d] - c, t = delta * delta * s + o;
-          store_lanes<A>(terms + (r * dims + d) * kTile + v * L, t);
-          joint[r][v] += t;
+          const V delta = z[r * dims + d] - c;
+          joint[r][v] += delta * (delta * s) + o;
         }
       }
-    V shares[R][N];
-    for (int r = 0; r < R; r++) {
-      const Special special(p, i + r);
-      if (special.within(j0, kTile)) {
-        special.weigh(p, (A*)joint[r], j0, kTile);
-        for (int64_t d = 0; d < dims; d++) special.weigh(p, terms + (r * dims + d) * kTile, j0, kTile);
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < N; v++) {
+        if constexpr (SPECIAL) joint[r][v] += extra[r][v];
+        shares[r][v] = exp2_or_zero(joint[r][v] - logs[r * (dims + 1) + dims]) * to_joint;
       }
-      const A whole = logs[r * (dims + 1) + dims];
-      for (int v = 0; v < N; v++) shares[r][v] = exp2_or_zero(joint[r][v] - whole) * to_joint;
-    }
     for (int64_t d = 0; d < dims; d++) {
       V pulls[R] = {};
       for (int v = 0; v < N; v++) {
-        const int64_t k = d * kTile + v * L;
-        const V c = load_lanes<A>(centre + d * stride + v * L), s = load_lanes<A>(scale + d * stride + v * L);
+        const int64_t k = d * kTile + v * L, at = d * stride + v * L;
+        const V c = load_lanes<A>(centre + at), s = load_lanes<A>(scale + at), o = load_lanes<A>(offset + at);
         V to_centre = load_lanes<A>(d_centre + k), to_spread = load_lanes<A>(d_spread + k);
         for (int r = 0; r < R; r++) {
-          const A marginal = logs[r * (dims + 1) + d];
-          const V share = exp2_or_zero(load_lanes<A>(terms + r * dims * kTile + k) - marginal) * to_marginals + shares[r][v];
-          const V delta = z[r * dims + d] - c, bent = delta * s, pull = share * bent;
+          const V delta = z[r * dims + d] - c, bent = delta * s;
+          V t = delta * bent + o;
+          if constexpr (SPECIAL) t += extra[r][v];
+          const V share = exp2_or_zero(t - logs[r * (dims + 1) + d]) * to_marginals + shares[r][v], pull = share * bent;
           pulls[r] += pull;
           to_centre += pull;
           to_spread += share * (delta * bent * A(kLn2) + A(0.5));
@@ -202,6 +201,12 @@ template <class A> struct ColumnTile {
       }
       for (int r = 0; r < R; r++) partial[(i + r) * dims + d] += sum_lanes<A>(pulls[r]);
     }
+  }
+
+  template <int R> void add(int64_t i) const {
+    bool special = false;
+    for (int r = 0; r < R; r++) special = special || Special(b.forward, i + r).within(j0, kTile);
+    special ? add_rows<R, true>(i) : add_rows<R, false>(i);
   }
 
   void write() const {
@@ -228,17 +233,16 @@ template <class A> struct ColumnTile {
 template <class A> static void total_correlation_partitions(const TotalCorrelationBackward& b, int64_t first, int64_t last) {
   const TotalCorrelation& p = b.forward;
   const int64_t tiles = tiles_of(p.batch), size = p.dims * kTile;
-  Scratch<A> scratch(4 * size);
-  A* const data = scratch.data();
+  Scratch<A> scratch(2 * size);
   for (int64_t partition = first; partition < last; partition++) {
     A* partial = (A*)b.partial + partition * p.rows * p.dims;
     for (int64_t i = 0; i < p.rows * p.dims; i++) partial[i] = 0;
     for (int64_t t = tiles * partition / b.partitions; t < tiles * (partition + 1) / b.partitions; t++) {
-      const ColumnTile<A> tile{b, t * kTile, partial, data, data + 2 * size, data + 3 * size};
+      const ColumnTile<A> tile{b, t * kTile, partial, scratch.data(), scratch.data() + size};
       for (int64_t k = 0; k < 2 * size; k++) tile.d_centre[k] = 0;  // and d_spread behind it
       int64_t i = 0;
-      for (; i + 2 <= p.rows; i += 2) tile.template add_rows<2>(i);
-      if (i < p.rows) tile.template add_rows<1>(i);
+      for (; i + 2 <= p.rows; i += 2) tile.template add<2>(i);
+      if (i < p.rows) tile.template add<1>(i);
       tile.write();
     }
   }

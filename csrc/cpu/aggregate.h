@@ -31,7 +31,7 @@ struct Transpose {
   void* columns;  // [dims][stride], padded with zeros
 };
 
-// Everything in logarithms to base 2: t = scale (z - mean)^2 + offset, with scale = -e^-logvar / (2 ln 2).
+// Everything in logarithms to base 2: t = scale (z - centre)^2 + offset, with scale = -e^-logvar / (2 ln 2).
 struct Posterior {
   bool wide;
   int64_t batch, dims, stride;

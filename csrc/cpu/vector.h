@@ -105,8 +105,7 @@ template <class V> static inline V exp2_term(V x) {
 // 2^x for x below the overflow, and 0 below 2^-80: multiplied further, what is left of it would become subnormal, which
 // takes a processor a hundred cycles.
 template <class V> static inline V exp2_or_zero(V x) {
-  const auto none = x < V{} - 80;
-  return none ? V{} : exp2_inside(none ? V{} : x);
+  return x < V{} - 80 ? V{} : exp2_inside(x);  // where it is outside, whatever comes out is not taken
 }
 
 }  // namespace

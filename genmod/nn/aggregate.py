@@ -140,9 +140,8 @@ class MMD(nn.Module):
         group = self.process_group
         if group is None:
             return ops.mmd(x, y, kernel=self.kernel, scales=self.scales, unbiased=self.unbiased)
+        aggregate.check_samples(x, y, self.unbiased, dist.get_world_size(group))
         first_x, first_y = distributed.first_row("x", x, group), distributed.first_row("y", y, group)
-        processes = dist.get_world_size(group)
-        aggregate.check_samples(x, y, self.unbiased, processes)
         share = aggregate.mmd_rows(
             x,
             y,

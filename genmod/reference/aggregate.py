@@ -144,9 +144,8 @@ def total_correlation_backward(
     for chunk in _row_chunks(rows, batch, dims):
         t = _log_density(z[chunk, None], mean, logvar)
         w = _log_weight_rows(chunk, batch, first_row, weights, z)
-        share = to_joint * torch.softmax(t.sum(2) + w, 1)[:, :, None] + to_marginals * torch.softmax(
-            t + w[..., None], 1
-        )
+        of_joint, of_marginals = torch.softmax(t.sum(2) + w, 1), torch.softmax(t + w[:, :, None], 1)
+        share = to_joint * of_joint[:, :, None] + to_marginals * of_marginals
         delta = z[chunk, None] - mean
         pull = share * delta * (-logvar).exp()
         rest.append(pull.sum(1))
