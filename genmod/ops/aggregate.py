@@ -191,11 +191,11 @@ def dip_over(
     are taken as checked."""
     if lambda_d is None:
         lambda_d = 10 * lambda_od if kind == "i" else lambda_od
-    device = mean.device.type
-    if not torch.amp.autocast_mode.is_autocast_available(device):
-        return reference.dip(mean, logvar, kind, lambda_od, lambda_d, batch, total)
-    with torch.autocast(device, enabled=False):
-        return reference.dip(mean, logvar, kind, lambda_od, lambda_d, batch, total)
+    device, arguments = mean.device.type, (mean, logvar, kind, lambda_od, lambda_d, batch, total)
+    if torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return reference.dip(*arguments)
+    return reference.dip(*arguments)
 
 
 # Arguments. The modules of `genmod.nn` check theirs here too.

@@ -63,7 +63,9 @@ def log_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, f
     return -math.log(dataset_size), successor, -math.log(others)
 
 
-def _log_weight_rows(rows: slice, columns: int, first_row: int, weights: tuple[float, float, float], like: Tensor):
+def _log_weight_rows(
+    rows: slice, columns: int, first_row: int, weights: tuple[float, float, float], like: Tensor
+) -> Tensor:
     own, successor, rest = weights
     i = torch.arange(first_row + rows.start, first_row + rows.stop, device=like.device)[:, None]
     j = torch.arange(columns, device=like.device)
