@@ -21,7 +21,6 @@ import triton.language as tl
 from torch import Tensor
 
 from genmod.kernels.launch import launch
-from genmod.reference.aggregate import log_weights
 
 _LN2 = math.log(2.0)
 _LOG2E = 1 / _LN2
@@ -275,6 +274,14 @@ def _strip(dims: int) -> int:
     return max(128, triton.next_power_of_2(max(dims, 1)))
 
 
+def _log2_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
+    """What the weights of a row's own column and of the next one have beyond that of the rest, and that."""
+    if estimator == "mws":
+        return 0.0, 0.0, -math.log2(dataset_size * batch)
+    others = batch - 1
+    return math.log2(others / dataset_size), math.log2((dataset_size - others) / dataset_size), -math.log2(others)
+
+
 class _Batch:
     """Inputs of the total-correlation kernels, and the arguments that all of them take."""
 
@@ -284,10 +291,9 @@ class _Batch:
         self.offset = (-0.5 * _LOG2E) * logvar - 0.5 * math.log2(2 * math.pi)
         self.columns = tuple(t.t().contiguous() for t in (self.centre, self.scale, self.offset))
         (self.rows, self.dims), self.batch, self.first_row = z.shape, mean.shape[0], first_row
-        own, successor, rest = (_LOG2E * w for w in log_weights(self.batch, dataset_size, estimator))
-        self.own, self.rest = own - rest, rest
+        self.own, successor, self.rest = _log2_weights(self.batch, dataset_size, estimator)
         self.shared: dict[str, Any] = {"rows": self.rows, "batch": self.batch, "dims": self.dims}
-        self.shared |= {"first_row": first_row, "own": self.own, "successor": successor - rest}
+        self.shared |= {"first_row": first_row, "own": self.own, "successor": successor}
 
     def strips(self) -> list[tuple[int, int]]:
         """First column and width of each strip."""
