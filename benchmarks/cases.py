@@ -102,7 +102,9 @@ def _call(function: Callable[..., Any], spec: OpSpec, sample: Sample, mode: str)
 
 
 def _other_backends(spec: OpSpec, sample: Sample, device: torch.device) -> list[str]:
-    """Backends that run natively on the device, besides the one that `genmod` takes by itself."""
+    """Backends that run natively on the device, besides the one that `genmod` takes; none for plain PyTorch."""
+    if not spec.dispatcher_ops:
+        return []
     native = {"cpu": ("reference", "cpp"), "cuda": ("reference", "triton", "cuda")}[device.type]
     taken = genmod.explain(spec.public, *sample.args, **sample.kwargs).backend
     return [s.name for s in backends.status() if s.available and s.name in native and s.name != taken]

@@ -83,6 +83,8 @@ class OpSpec:
         flops: `(sample, backward) -> floating-point operations`, elementary functions counted as one.
         modules: names in genmod.nn made from it.
         kept_bytes: `(sample) -> bytes` that may be kept for backward besides the inputs; a few by default.
+        magnitude: `(sample) -> (of outputs, of gradients)`, the size of the terms of both signs that each is a sum of.
+            Their rounding is the result's, however small that is; without cancellation it is nothing to speak of.
         pointwise: whether each element of an output of the input's shape depends on that element of the inputs alone.
     """
 
@@ -101,6 +103,7 @@ class OpSpec:
     flops: Callable[[Sample, bool], int]
     modules: tuple[str, ...] = ()
     kept_bytes: Callable[[Sample], int] = lambda sample: 64
+    magnitude: Callable[[Sample], tuple[float, float]] = lambda sample: (0.0, 0.0)
     pointwise: bool = True
 
 

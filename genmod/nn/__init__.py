@@ -1,6 +1,7 @@
 """Thin modules over `genmod.ops`."""
 
 from genmod.nn.adversarial import CriticLoss, GeneratorLoss, LeCam
+from genmod.nn.aggregate import DIP, MMD, BetaTCVAELoss, TotalCorrelation
 from genmod.nn.critic import BlurDownsample, CriticConv2d, CriticLeakyReLU, CriticLinear, CriticReLU, MinibatchStdDev
 from genmod.nn.elbo import ELBO, ELBOTerms, ImportanceWeightedELBO, ImportanceWeightedTerms
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
@@ -9,7 +10,10 @@ from genmod.nn.reconstruction import ReconstructionLoss
 from genmod.nn.schedules import CosineSchedule, CyclicalSchedule, LinearSchedule
 
 __all__ = [
+    "DIP",
     "ELBO",
+    "MMD",
+    "BetaTCVAELoss",
     "BlurDownsample",
     "CosineSchedule",
     "CriticConv2d",
@@ -29,4 +33,5 @@ __all__ = [
     "LogisticMixture",
     "MinibatchStdDev",
     "ReconstructionLoss",
+    "TotalCorrelation",
 ]

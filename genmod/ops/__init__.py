@@ -2,6 +2,7 @@
 
 from genmod import backends
 from genmod.ops.adversarial import critic_loss, generator_loss, lecam
+from genmod.ops.aggregate import dip, mmd, total_correlation
 from genmod.ops.critic import critic_leaky_relu
 from genmod.ops.critic_conv import critic_conv2d
 from genmod.ops.gaussian import clamp_logvar, gaussian_kl, reparameterize, sample_kl
@@ -14,6 +15,7 @@ __all__ = [
     "critic_conv2d",
     "critic_leaky_relu",
     "critic_loss",
+    "dip",
     "discretized_logistic_nll",
     "gaussian_kl",
     "gaussian_nll",
@@ -23,9 +25,11 @@ __all__ = [
     "lecam",
     "logistic_mixture_nll",
     "logistic_mixture_sample",
+    "mmd",
     "mse",
     "reparameterize",
     "sample_kl",
+    "total_correlation",
 ]
 
 backends.force_from_environment()

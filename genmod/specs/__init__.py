@@ -4,10 +4,11 @@ One module per family. Tests, benchmarks and docs read them; nothing that runs i
 """
 
 from genmod.registry import specs
-from genmod.specs import adversarial, critic, gaussian, logistic_mixture, reconstruction
+from genmod.specs import adversarial, aggregate, critic, gaussian, logistic_mixture, reconstruction
 
 __all__ = [
     "adversarial",
+    "aggregate",
     "critic",
     "gaussian",
     "logistic_mixture",

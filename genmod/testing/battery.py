@@ -75,6 +75,8 @@ def accuracy(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
         oracle = values_and_grads(spec.eager, spec, sample.map(_double))
         eager = values_and_grads(spec.eager, spec, sample)
         ours = values_and_grads(spec.public, spec, sample)
+        leaves, (of_outputs, of_gradients) = len(given(spec, sample)), spec.magnitude(sample)
+        magnitudes = [of_outputs] * (len(ours) - leaves) + [of_gradients] * leaves
         for i, (o, e, t) in enumerate(zip(oracle, eager, ours)):
             where = f"{spec.name}, {sample.name}, {dtype}, result {i}"
             assert t.shape == o.shape, f"{where}: shape {tuple(t.shape)}, expected {tuple(o.shape)}"
@@ -85,6 +87,7 @@ def accuracy(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
             if o.numel() == 0:
                 continue
             bound = 2 * (e - o).abs().max() + _SLACK[dtype] * torch.finfo(ours[i].dtype).eps * o.abs().clamp(min=1e-3)
+            bound = bound + torch.finfo(ours[i].dtype).eps * magnitudes[i]
             if dtype == torch.float64:
                 bound = bound + 64 * torch.finfo(dtype).eps * max(1.0, o.abs().max().item())
             error = (t - o).abs()

@@ -30,9 +30,14 @@ def rows() -> list[Row]:
 
 
 def test_every_case_on_every_target(rows: list[Row]) -> None:
-    cases = [(f, case) for f in families() for case in importlib.import_module(f"genmod.kernels.{f}").COMPILE_CASES]
-    expected = [(f"{family}: {case}", f"sm_{target}") for family, case in cases for target in TARGETS]
-    assert [(row.kernel, row.target) for row in rows] == expected
+    expected = [
+        (f"{family}: {case}", f"sm_{target}")
+        for family in families()
+        for case in importlib.import_module(f"genmod.kernels.{family}").COMPILE_CASES
+        for target in TARGETS
+    ]
+    found = [(row.kernel, row.target) for row in rows]
+    assert list(dict.fromkeys(found)) == expected  # a case may launch several kernels
 
 
 def test_nothing_spills(rows: list[Row]) -> None:

@@ -1,0 +1,269 @@
+// Tensors in, raw pointers to the kernels, tensors out: the family's dispatcher ops on the CPU.
+// Schemas, fakes and autograd are in genmod/ops/aggregate.py; arguments were checked there too.
+#include "cpu/aggregate.h"
+
+#include "tensors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <tuple>
+#include <vector>
+
+namespace genmod {
+namespace {
+
+// Runs a kernel over `count` pieces of `work` element-operations each, on as many threads as that is worth.
+template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t count, double work) {
+  const int64_t grain = std::max<int64_t>(1, (int64_t)(100000 / std::max(work, 1.0)));
+  if (count <= grain) return kernel(p, 0, count);
+  torch::stable::parallel_for(0, count, grain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
+}
+
+const AggregateKernels& kernels() { return GENMOD_SELECT(aggregate_kernels); }
+
+// A matrix, dense and in the type of the arithmetic.
+struct Matrix {
+  Dtype dtype;
+  bool wide;
+  int64_t rows, dims;
+  Tensor dense;
+
+  explicit Matrix(const Tensor& t) : dtype(dtype_of(t)), wide(dtype == Dtype::f64), rows(t.size(0)), dims(t.size(1)), dense(densified(t, MemoryFormat::Contiguous)) {
+    STD_TORCH_CHECK(t.dim() == 2, "genmod: expected a matrix");
+    if (item_size(dtype) == 2) {
+      Tensor widened = scratch(rows, dims);
+      run(kernels().widen, Cast{dtype, dense.const_data_ptr(), widened.mutable_data_ptr()}, rows * dims, 1);
+      dense = widened;
+    }
+  }
+  Tensor scratch(int64_t n, int64_t m) const { return empty({n, m}, dense, accumulate_type(dtype)); }
+  const void* data() const { return dense.const_data_ptr(); }
+  void check_like(const Matrix& other) const {
+    STD_TORCH_CHECK(dtype == other.dtype && dims == other.dims, "genmod: expected matrices of one dtype and as many columns");
+  }
+
+  // A result in the type of the arithmetic, in the type of the matrix.
+  Tensor narrowed(const Tensor& result) const {
+    if (item_size(dtype) != 2) return result;
+    Tensor out = empty(result.sizes().vec(), result, dtype == Dtype::bf16 ? ScalarType::BFloat16 : ScalarType::Half);
+    run(kernels().narrow, Cast{dtype, result.const_data_ptr(), out.mutable_data_ptr()}, result.numel(), 1);
+    return out;
+  }
+  Tensor nothing() const {
+    return empty({0}, dense, dtype == Dtype::bf16 ? ScalarType::BFloat16 : dtype == Dtype::f16 ? ScalarType::Half : accumulate_type(dtype));
+  }
+};
+
+Tensor scalar(double value, const Matrix& like) {
+  Tensor out = empty({}, like.dense, accumulate_type(like.dtype));
+  if (like.wide) *(double*)out.mutable_data_ptr() = value;
+  else *(float*)out.mutable_data_ptr() = (float)value;
+  return out;
+}
+
+double value_of(const std::optional<Tensor>& t) {
+  if (!t) return 0;
+  return t->scalar_type() == ScalarType::Double ? *(const double*)t->const_data_ptr() : *(const float*)t->const_data_ptr();
+}
+
+// --- Total correlation.
+
+// Inputs laid out for the kernels, and what has to stay alive meanwhile.
+struct Batch {
+  Matrix z, mean, logvar;
+  Tensor columns;  // centre, scale and offset
+  TotalCorrelation p{};
+
+  Batch(const Tensor& z_, const Tensor& mean_, const Tensor& logvar_, int64_t dataset_size, const std::string& estimator, int64_t first_row)
+      : z(z_), mean(mean_), logvar(logvar_) {
+    z.check_like(mean);
+    z.check_like(logvar);
+    STD_TORCH_CHECK(mean.rows == logvar.rows, "genmod: mean and logvar must have one shape");
+    STD_TORCH_CHECK(first_row >= 0 && first_row + z.rows <= mean.rows, "genmod: the rows of z must be rows of mean");
+    const int64_t stride = stride_of(mean.rows), size = z.dims * stride * (z.wide ? 8 : 4);
+    columns = mean.scratch(3 * z.dims, stride);
+    char* data = (char*)columns.mutable_data_ptr();
+    const Posterior posterior{z.wide, mean.rows, z.dims, stride, mean.data(), logvar.data(), data, data + size, data + 2 * size};
+    run(kernels().posterior, posterior, tiles_of(mean.rows), (double)(kTile * z.dims * 4));
+    p.wide = z.wide;
+    p.rows = z.rows;
+    p.batch = mean.rows;
+    p.dims = z.dims;
+    p.stride = stride;
+    p.first_row = first_row;
+    p.z = z.data();
+    p.centre = posterior.centre;
+    p.scale = posterior.scale;
+    p.offset = posterior.offset;
+    set_weights((double)dataset_size, estimator);
+  }
+
+  void set_weights(double n, const std::string& estimator) {
+    if (estimator == "mws") {
+      p.rest = -std::log2(n * (double)p.batch);
+      return;
+    }
+    STD_TORCH_CHECK(estimator == "mss", "genmod: estimator must be 'mss' or 'mws', got '", estimator, "'");
+    const double others = (double)(p.batch - 1);
+    p.rest = -std::log2(others);
+    p.own = std::log2(others / n);
+    p.successor = std::log2((n - others) / n);
+  }
+  double pairs() const { return (double)p.stride * (double)p.dims; }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> total_correlation(const Tensor& z, const Tensor& mean, const Tensor& logvar, int64_t dataset_size,
+                                                             const std::string& estimator, int64_t first_row) {
+  Batch batch(z, mean, logvar, dataset_size, estimator, first_row);
+  TotalCorrelation& p = batch.p;
+  Tensor logs = batch.z.scratch(p.rows, p.dims + 1);
+  std::vector<double> terms((size_t)(3 * p.rows));
+  p.logs = logs.mutable_data_ptr();
+  p.terms = terms.data();
+  run(kernels().total_correlation, p, row_blocks(p.rows), batch.pairs() * kRowBlock);
+  double totals[3] = {};
+  for (int64_t i = 0; i < p.rows; i++)
+    for (int64_t k = 0; k < 3; k++) totals[k] += terms[(size_t)(3 * i + k)];
+  const auto mean_of = [&](double total) { return scalar(total / (double)p.batch, batch.z); };
+  return {mean_of(totals[0]), mean_of(totals[1]), mean_of(totals[2]), logs};
+}
+
+std::tuple<Tensor, Tensor, Tensor> total_correlation_backward(const std::optional<Tensor>& grad_mutual_information, const std::optional<Tensor>& grad_total_correlation,
+                                                              const std::optional<Tensor>& grad_dimension_kl, const Tensor& z, const Tensor& mean, const Tensor& logvar,
+                                                              const Tensor& logs, int64_t dataset_size, const std::string& estimator, int64_t first_row, int64_t wanted) {
+  Batch batch(z, mean, logvar, dataset_size, estimator, first_row);
+  TotalCorrelationBackward b{};
+  b.forward = batch.p;
+  TotalCorrelation& p = b.forward;
+  const Tensor dense = torch::stable::contiguous(logs);
+  p.logs = const_cast<void*>(dense.const_data_ptr());
+  const double share = 1. / (double)p.batch;
+  const double information = value_of(grad_mutual_information) * share, correlation = value_of(grad_total_correlation) * share, kl = value_of(grad_dimension_kl) * share;
+  b.to_joint = correlation - information;
+  b.to_marginals = kl - correlation;
+  b.to_own = information;
+  b.to_prior = kl;
+  b.partitions = std::min<int64_t>(16, tiles_of(p.batch));
+  Tensor partial = batch.z.scratch(b.partitions, p.rows * p.dims);
+  Tensor d_z = batch.z.scratch(p.rows, p.dims), d_mean = batch.z.scratch(p.batch, p.dims), d_logvar = batch.z.scratch(p.batch, p.dims);
+  b.partial = partial.mutable_data_ptr();
+  b.d_z = d_z.mutable_data_ptr();
+  b.d_mean = d_mean.mutable_data_ptr();
+  b.d_logvar = d_logvar.mutable_data_ptr();
+  run(kernels().total_correlation_columns, b, b.partitions, batch.pairs() / (double)b.partitions * (double)p.rows);
+  run(kernels().total_correlation_rows, b, p.rows, (double)(p.dims * b.partitions));
+  const auto result = [&](const Tensor& t, int bit) { return wanted >> bit & 1 ? batch.z.narrowed(t) : batch.z.nothing(); };
+  return {result(d_z, 0), result(d_mean, 1), result(d_logvar, 2)};
+}
+
+// --- Maximum mean discrepancy.
+
+// A sample as rows, and transposed as columns.
+struct Points {
+  Matrix rows;
+  int64_t stride;
+  Tensor columns;
+
+  explicit Points(const Tensor& t) : rows(t), stride(stride_of(rows.rows)), columns(rows.scratch(rows.dims, stride)) {
+    const Transpose p{rows.wide, rows.rows, rows.dims, stride, rows.data(), columns.mutable_data_ptr()};
+    run(kernels().transpose, p, tiles_of(rows.rows), (double)(kTile * rows.dims));
+  }
+};
+
+struct Discrepancy {
+  Points x, y;
+  std::optional<Points> all_x, all_y;
+  PairKernel kernel;
+  const std::vector<double>& widths;
+
+  Discrepancy(const Tensor& x_, const Tensor& y_, const std::optional<Tensor>& all_x_, const std::optional<Tensor>& all_y_, const std::string& name, const std::vector<double>& widths)
+      : x(x_), y(y_), kernel(name == "rbf" ? PairKernel::rbf : PairKernel::imq), widths(widths) {
+    STD_TORCH_CHECK(name == "imq" || name == "rbf", "genmod: kernel must be 'imq' or 'rbf', got '", name, "'");
+    if (all_x_) all_x.emplace(*all_x_);
+    if (all_y_) all_y.emplace(*all_y_);
+    for (const Points* other : std::initializer_list<const Points*>{&y, &columns_x(), &columns_y()}) x.rows.check_like(other->rows);
+  }
+  const Points& columns_x() const { return all_x ? *all_x : x; }
+  const Points& columns_y() const { return all_y ? *all_y : y; }
+
+  static double within(const Points& all, bool unbiased) {
+    const double n = (double)all.rows.rows;
+    return 1 / (n * (unbiased ? n - 1 : n));
+  }
+  double between() const { return -2 / ((double)columns_x().rows.rows * (double)columns_y().rows.rows); }
+
+  PairSum pairs(const Points& row, const Points& column) const {
+    PairSum p{};
+    p.wide = row.rows.wide;
+    p.kernel = kernel;
+    p.rows = row.rows.rows;
+    p.columns = column.rows.rows;
+    p.dims = row.rows.dims;
+    p.stride = column.stride;
+    p.widths = widths.data();
+    p.width_count = (int64_t)widths.size();
+    p.row = row.rows.data();
+    p.column = column.columns.const_data_ptr();
+    return p;
+  }
+  static double work(const PairSum& p) { return (double)(kRowBlock * p.columns) * (double)(p.dims + 4 * p.width_count); }
+
+  double sum(const Points& row, const Points& column, bool skip, int64_t first) const {
+    PairSum p = pairs(row, column);
+    p.skip = skip;
+    p.first = first;
+    std::vector<double> sums((size_t)row_blocks(p.rows));
+    p.sums = sums.data();
+    run(kernels().pair_sum, p, row_blocks(p.rows), work(p));
+    double total = 0;
+    for (double s : sums) total += s;
+    return total;
+  }
+
+  struct Part { const Points& others; double factor; };
+
+  // The gradient of points by what each of `parts` pulls them to.
+  Tensor pull(const Points& points, const std::vector<Part>& parts) const {
+    Tensor out = points.rows.scratch(points.rows.rows, points.rows.dims);
+    torch::stable::zero_(out);
+    for (const Part& part : parts) {
+      const PairPull b{pairs(points, part.others), 2 * part.factor, out.mutable_data_ptr()};
+      run(kernels().pair_pull, b, row_blocks(b.pairs.rows), 2 * work(b.pairs));
+    }
+    return points.rows.narrowed(out);
+  }
+};
+
+Tensor mmd(const Tensor& x, const Tensor& y, const std::optional<Tensor>& all_x, const std::optional<Tensor>& all_y, int64_t first_x, int64_t first_y,
+           const std::string& kernel, std::vector<double> widths, bool unbiased) {
+  const Discrepancy m(x, y, all_x, all_y, kernel, widths);
+  const double total = Discrepancy::within(m.columns_x(), unbiased) * m.sum(m.x, m.columns_x(), unbiased, first_x) +
+                       Discrepancy::within(m.columns_y(), unbiased) * m.sum(m.y, m.columns_y(), unbiased, first_y) + m.between() * m.sum(m.x, m.columns_y(), false, 0);
+  return scalar(total, m.x.rows);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> mmd_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const std::optional<Tensor>& all_x,
+                                                        const std::optional<Tensor>& all_y, int64_t first_x, int64_t first_y, const std::string& kernel,
+                                                        std::vector<double> widths, bool unbiased, int64_t wanted) {
+  const Discrepancy m(x, y, all_x, all_y, kernel, widths);
+  const double g = value_of(grad), of_x = g * Discrepancy::within(m.columns_x(), unbiased), of_y = g * Discrepancy::within(m.columns_y(), unbiased), of_both = g * m.between();
+  const auto want = [&](int bit) { return (wanted >> bit & 1) != 0; };
+  Tensor d_x = m.x.rows.nothing(), d_y = m.y.rows.nothing(), d_all_x = m.x.rows.nothing(), d_all_y = m.y.rows.nothing();
+  // A pair pulls its row, and its column just as much the other way; a point that is both is pulled twice.
+  if (want(0)) d_x = m.pull(m.x, {{m.columns_x(), m.all_x ? of_x : 2 * of_x}, {m.columns_y(), of_both}});
+  if (want(1)) d_y = m.all_y ? m.pull(m.y, {{*m.all_y, of_y}}) : m.pull(m.y, {{m.y, 2 * of_y}, {m.x, of_both}});
+  if (want(2) && m.all_x) d_all_x = m.pull(*m.all_x, {{m.x, of_x}});
+  if (want(3) && m.all_y) d_all_y = m.pull(*m.all_y, {{m.y, of_y}, {m.x, of_both}});
+  return {d_x, d_y, d_all_x, d_all_y};
+}
+
+}  // namespace
+}  // namespace genmod
+
+STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
+  m.impl("total_correlation", TORCH_BOX(&genmod::total_correlation));
+  m.impl("total_correlation_backward", TORCH_BOX(&genmod::total_correlation_backward));
+  m.impl("mmd", TORCH_BOX(&genmod::mmd));
+  m.impl("mmd_backward", TORCH_BOX(&genmod::mmd_backward));
+}

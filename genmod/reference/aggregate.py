@@ -1,0 +1,285 @@
+r"""The aggregate posterior: total correlation, maximum mean discrepancy, and disentangled inferred priors.
+
+**Total correlation** (Chen et al., *Isolating sources of disentanglement in variational autoencoders*, 2018). With
+:math:`t_{ijd} = \log q(z_{id} \mid x_j)` and log-weights :math:`w_{ij}`
+
+.. math::
+    \log q(z_i) = \operatorname{logsumexp}_j\Big(w_{ij} + \sum_d t_{ijd}\Big), \qquad
+    \log q(z_{id}) = \operatorname{logsumexp}_j\left(w_{ij} + t_{ijd}\right)
+
+and the KL of a batch of B out of N samples falls into three means over i:
+
+.. math::
+    \sum_d t_{iid} - \log p(z_i) =
+    \Big[\sum_d t_{iid} - \log q(z_i)\Big] + \Big[\log q(z_i) - \sum_d \log q(z_{id})\Big]
+    + \Big[\sum_d \log q(z_{id}) - \log p(z_i)\Big]
+
+The weights are a function of (i, j). Weighted sampling (`mws`): 1/(NB). Stratified sampling (`mss`), with M = B - 1 for
+the others in the batch (their appendix C.2): 1/N for the sample's own posterior, j = i; (N - M)/(NM) for one of the
+others, here j = i + 1, cyclically; 1/M for the rest. They sum to one over j, and their expectation over batches is 1/N
+for every sample of the dataset.
+
+**MMD** (Gretton et al., *A kernel two-sample test*, 2012), squared, with the kernel summed over widths C:
+:math:`C / (C + \lVert x - y\rVert^2)` (`imq`; Tolstikhin et al., *Wasserstein auto-encoders*, 2018) or
+:math:`e^{-\lVert x - y\rVert^2 / C}` (`rbf`).
+
+**DIP-VAE** (Kumar et al., *Variational inference of disentangled latent concepts from unlabeled observations*, 2018).
+
+Arithmetic is in float32, in float64 for float64 inputs. Losses have that type, gradients the inputs'. Rows are taken a
+few at a time, so that without autograd the memory is bounded; second derivatives keep all B x B x D values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+#: Elements of one rows x columns x D intermediate.
+_CHUNK = 1 << 22
+
+
+def _widen(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def _row_chunks(rows: int, columns: int, dims: int) -> Iterator[slice]:
+    step = max(1, _CHUNK // max(1, columns * dims))
+    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
+
+
+# Total correlation.
+
+
+def log_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
+    """Log-weight of a sample's own posterior, of its successor's in the batch, and of every other one."""
+    if estimator == "mws":
+        return (-math.log(dataset_size * batch),) * 3
+    others = batch - 1
+    successor = math.log((dataset_size - others) / (dataset_size * others))
+    return -math.log(dataset_size), successor, -math.log(others)
+
+
+def _log_weight_rows(
+    rows: slice, columns: int, first_row: int, weights: tuple[float, float, float], like: Tensor
+) -> Tensor:
+    own, successor, rest = weights
+    i = torch.arange(first_row + rows.start, first_row + rows.stop, device=like.device)[:, None]
+    j = torch.arange(columns, device=like.device)
+    w = torch.full((rows.stop - rows.start, columns), rest, dtype=like.dtype, device=like.device)
+    return torch.where(i == j, own, torch.where((i + 1) % columns == j, successor, w))
+
+
+def _log_density(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * (math.log(2 * math.pi) + logvar + (z - mean).square() * (-logvar).exp())
+
+
+def total_correlation(
+    z: Tensor, mean: Tensor, logvar: Tensor, dataset_size: int, estimator: str, first_row: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mutual information, total correlation and dimension-wise KL, and what they are made of.
+
+    `z` may be some of the batch's rows: row i of it was drawn from column `first_row + i` of `mean` and `logvar`, and
+    the terms are that part of the mean over the batch. The fourth output, `[R, D + 1]`, has log2 of every marginal and,
+    last, of the joint, divided by the weight that most pairs have: what a kernel's backward subtracts from its terms.
+    """
+    z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
+    (rows, dims), batch = z.shape, mean.shape[0]
+    weights = log_weights(batch, dataset_size, estimator)
+    logs, posteriors = [], []
+    for chunk in _row_chunks(rows, batch, dims):
+        t = _log_density(z[chunk, None], mean, logvar)
+        w = _log_weight_rows(chunk, batch, first_row, weights, z)
+        densities = t.sum(2)
+        joint = torch.logsumexp(densities + w, 1, keepdim=True)
+        logs.append(torch.cat((torch.logsumexp(t + w[:, :, None], 1), joint), 1))
+        # Of the same sum, so that its rounding is not in their difference.
+        posteriors.append(densities.diagonal(first_row + chunk.start))
+    log, posterior = torch.cat(logs), torch.cat(posteriors)
+    joint, marginals = log[:, dims], log[:, :dims].sum(1)
+    prior = -0.5 * (math.log(2 * math.pi) + z.square()).sum(1)
+    terms = posterior - joint, joint - marginals, marginals - prior
+    return *(t.sum() / batch for t in terms), (log - weights[2]) / math.log(2)
+
+
+# With a, p, c the incoming gradients of log q(z_i), sum_d log q(z_id) and sum_d t_iid, the gradient of t_ijd is
+#     W_ijd = a Q_ij + p P_ijd + c [i = j],    Q_ij = softmax_j of the joint's terms, P_ijd of the marginals';
+# with delta = z_id - mean_jd and v = e^-logvar_jd
+#     d z_id = -sum_j W delta v - z_id d prior,   d mean_jd = sum_i W delta v,   d logvar_jd = sum_i W/2 (delta^2 v - 1)
+
+
+def total_correlation_backward(
+    grad_mutual_information: Tensor | None,
+    grad_total_correlation: Tensor | None,
+    grad_dimension_kl: Tensor | None,
+    z: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    logs: Tensor,
+    dataset_size: int,
+    estimator: str,
+    first_row: int,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`total_correlation`. Bit i of `wanted` asks for gradient i.
+
+    `logs`, which kernels take from the forward pass, is computed again here: a second derivative must see through it.
+    """
+    inputs = (z, mean, logvar)
+    z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
+    (rows, dims), batch = z.shape, mean.shape[0]
+    grads = (grad_mutual_information, grad_total_correlation, grad_dimension_kl)
+    g_mi, g_tc, g_kl = (z.new_zeros(()) if g is None else g / batch for g in grads)
+    to_joint, to_marginals, to_own = g_tc - g_mi, g_kl - g_tc, g_mi
+    weights = log_weights(batch, dataset_size, estimator)
+
+    own = slice(first_row, first_row + rows)
+    delta, precision = z - mean[own], (-logvar[own]).exp()
+    pull = to_own * delta * precision
+    beside = (0, 0, first_row, batch - first_row - rows)
+    d_z, d_mean = g_kl * z - pull, functional.pad(pull, beside)
+    d_logvar = functional.pad(0.5 * (pull * delta - to_own), beside)
+    rest = []
+    for chunk in _row_chunks(rows, batch, dims):
+        t = _log_density(z[chunk, None], mean, logvar)
+        w = _log_weight_rows(chunk, batch, first_row, weights, z)
+        of_joint, of_marginals = torch.softmax(t.sum(2) + w, 1), torch.softmax(t + w[:, :, None], 1)
+        share = to_joint * of_joint[:, :, None] + to_marginals * of_marginals
+        delta = z[chunk, None] - mean
+        pull = share * delta * (-logvar).exp()
+        rest.append(pull.sum(1))
+        d_mean = d_mean + pull.sum(0)
+        d_logvar = d_logvar + 0.5 * (pull * delta - share).sum(0)
+    return _chosen(inputs, (d_z - torch.cat(rest), d_mean, d_logvar), wanted)
+
+
+def _chosen(inputs: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...], wanted: int) -> tuple[Tensor, ...]:
+    """Gradients in the inputs' dtype; an empty tensor for one that is not wanted."""
+    like = next(t for t in inputs if t is not None)
+    return tuple(
+        g.to(like.dtype).contiguous() if g is not None and wanted >> i & 1 else like.new_empty(0)
+        for i, g in enumerate(grads)
+    )
+
+
+# Maximum mean discrepancy.
+
+
+def _kernel(squares: Tensor, kernel: str, widths: list[float]) -> Tensor:
+    if kernel == "imq":
+        return sum(c / (c + squares) for c in widths)
+    return sum((-squares / c).exp() for c in widths)
+
+
+def _kernel_slope(squares: Tensor, kernel: str, widths: list[float]) -> Tensor:
+    """The derivative of the kernel by the squared distance."""
+    if kernel == "imq":
+        return -sum(c / (c + squares).square() for c in widths)
+    return -sum((-squares / c).exp() / c for c in widths)
+
+
+def _pairs(chunk: slice, first_row: int | None, columns: int, like: Tensor) -> Tensor:
+    """1 for the pairs that count and 0 for a row paired with itself, column `first_row + i`, if that is given."""
+    if first_row is None:
+        return like.new_ones(())
+    i = torch.arange(first_row + chunk.start, first_row + chunk.stop, device=like.device)[:, None]
+    return (i != torch.arange(columns, device=like.device)).to(like.dtype)
+
+
+def _terms(
+    x: Tensor, y: Tensor, all_x: Tensor | None, all_y: Tensor | None, first_x: int, first_y: int, unbiased: bool
+) -> Iterator[tuple[Tensor, Tensor, float, int | None]]:
+    """Rows, columns, factor and, where the diagonal does not count, first row of each of the three sums."""
+    columns_x, columns_y = x if all_x is None else all_x, y if all_y is None else all_y
+    n, m = columns_x.shape[0], columns_y.shape[0]
+    yield x, columns_x, 1 / (n * (n - 1) if unbiased else n * n), first_x if unbiased else None
+    yield y, columns_y, 1 / (m * (m - 1) if unbiased else m * m), first_y if unbiased else None
+    yield x, columns_y, -2 / (n * m), None
+
+
+def mmd(
+    x: Tensor,
+    y: Tensor,
+    all_x: Tensor | None,
+    all_y: Tensor | None,
+    first_x: int,
+    first_y: int,
+    kernel: str,
+    widths: list[float],
+    unbiased: bool,
+) -> Tensor:
+    """The squared MMD of two samples.
+
+    With `all_x` and `all_y` given, `x` and `y` are some of their rows, beginning at `first_x` and `first_y`, and the
+    result is those rows' share of it.
+    """
+    x, y, all_x, all_y = (None if t is None else _widen(t) for t in (x, y, all_x, all_y))
+    total = x.new_zeros(())
+    for rows, columns, factor, first in _terms(x, y, all_x, all_y, first_x, first_y, unbiased):
+        for chunk in _row_chunks(rows.shape[0], *columns.shape):
+            squares = (rows[chunk, None] - columns).square().sum(2)
+            pairs = _pairs(chunk, first, columns.shape[0], x)
+            total = total + factor * (pairs * _kernel(squares, kernel, widths)).sum()
+    return total
+
+
+def mmd_backward(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    all_x: Tensor | None,
+    all_y: Tensor | None,
+    first_x: int,
+    first_y: int,
+    kernel: str,
+    widths: list[float],
+    unbiased: bool,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of :func:`mmd`: a pair pulls its row by 2 k'(d^2) (x - y), and its column the other way."""
+    inputs = (x, y, all_x, all_y)
+    x, y, all_x, all_y = (None if t is None else _widen(t) for t in inputs)
+    grads = [None if t is None else torch.zeros_like(t) for t in (x, y, all_x, all_y)]
+    # Which gradients the rows and the columns of each of the three sums belong to.
+    column_x, column_y = 0 if all_x is None else 2, 1 if all_y is None else 3
+    roles = ((0, column_x), (1, column_y), (0, column_y))
+    terms = _terms(x, y, all_x, all_y, first_x, first_y, unbiased)
+    for (row, column), (rows, columns, factor, _) in zip(roles, terms):
+        pulls = []
+        for chunk in _row_chunks(rows.shape[0], *columns.shape):
+            delta = rows[chunk, None] - columns  # zero for a row paired with itself, which so never pulls
+            slope = _kernel_slope(delta.square().sum(2), kernel, widths)
+            pull = (2 * factor) * (grad * slope)[:, :, None] * delta
+            pulls.append(pull.sum(1))
+            grads[column] = grads[column] - pull.sum(0)
+        grads[row] = grads[row] + torch.cat(pulls)
+    return _chosen(inputs, tuple(grads), wanted)
+
+
+# Disentangled inferred priors.
+
+
+def dip(
+    mean: Tensor,
+    logvar: Tensor | None,
+    kind: str,
+    lambda_od: float,
+    lambda_d: float,
+    batch: int,
+    total: Callable[[Tensor], Tensor] = lambda t: t,
+) -> Tensor:
+    """The penalty on the covariance of the means (`i`), or of the aggregate posterior (`ii`).
+
+    `total` sums a tensor over the processes that hold the batch, whose size `batch` is.
+    """
+    mean = _widen(mean)
+    centred = mean - total(mean.sum(0)) / batch
+    covariance = total(centred.t() @ centred) / batch
+    diagonal = covariance.diagonal()
+    off_diagonal = (covariance - torch.diag(diagonal)).square().sum()
+    if kind == "ii":
+        diagonal = diagonal + total(_widen(logvar).exp().sum(0)) / batch
+    return lambda_od * off_diagonal + lambda_d * (diagonal - 1).square().sum()
