@@ -2,7 +2,9 @@
 
 from genmod import backends
 from genmod.ops.gaussian import clamp_logvar, gaussian_kl, gaussian_nll, reparameterize, sample_kl
+from genmod.ops.norm_act import batch_norm_act, bias_act, group_norm_act
 
 __all__ = ["clamp_logvar", "gaussian_kl", "gaussian_nll", "reparameterize", "sample_kl"]
+__all__ += ["batch_norm_act", "bias_act", "group_norm_act"]
 
 backends.force_from_environment()

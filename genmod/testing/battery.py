@@ -298,19 +298,20 @@ def kept_for_backward(spec: OpSpec, device: torch.device) -> None:
         if not leaves:
             continue
         allowed = {t.untyped_storage().data_ptr() for t in call.tensors()}
-        kept: list[Tensor] = []
+        allowance = spec.kept_bytes(sample)
+        without_noise = {k: v for k, v in call.kwargs.items() if k != "noise"}
+        for options in (call.kwargs, without_noise):
+            kept: list[Tensor] = []
 
-        def pack(t: Tensor, kept: list[Tensor] = kept) -> Tensor:
-            kept.append(t)
-            return t
+            def pack(t: Tensor, kept: list[Tensor] = kept) -> Tensor:
+                kept.append(t)
+                return t
 
-        kwargs = {k: v for k, v in call.kwargs.items() if k != "noise"}
-        for options in (call.kwargs, kwargs):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
                 spec.public(*call.args, **options)
-        extra = sum(t.numel() * t.element_size() for t in kept if t.untyped_storage().data_ptr() not in allowed)
-        allowance = spec.kept_bytes(sample)
-        assert extra <= allowance, f"{spec.name}, {sample.name}: {extra} bytes kept besides the inputs, not {allowance}"
+            extra = sum(t.numel() * t.element_size() for t in kept if t.untyped_storage().data_ptr() not in allowed)
+            where = f"{spec.name}, {sample.name}"
+            assert extra <= allowance, f"{where}: {extra} bytes kept besides the inputs, not {allowance}"
 
 
 def autocast(spec: OpSpec, device: torch.device) -> None:
