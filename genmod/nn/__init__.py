@@ -6,6 +6,7 @@ from genmod.nn.critic import BlurDownsample, CriticConv2d, CriticLeakyReLU, Crit
 from genmod.nn.elbo import ELBO, ELBOTerms, ImportanceWeightedELBO, ImportanceWeightedTerms
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
 from genmod.nn.logistic_mixture import LogisticMixture
+from genmod.nn.norm_act import BatchNormAct, BiasAct, GroupNormAct
 from genmod.nn.reconstruction import ReconstructionLoss
 from genmod.nn.schedules import CosineSchedule, CyclicalSchedule, LinearSchedule
 
@@ -13,7 +14,9 @@ __all__ = [
     "DIP",
     "ELBO",
     "MMD",
+    "BatchNormAct",
     "BetaTCVAELoss",
+    "BiasAct",
     "BlurDownsample",
     "CosineSchedule",
     "CriticConv2d",
@@ -26,6 +29,7 @@ __all__ = [
     "ELBOTerms",
     "GaussianSampler",
     "GeneratorLoss",
+    "GroupNormAct",
     "ImportanceWeightedELBO",
     "ImportanceWeightedTerms",
     "LeCam",
@@ -35,3 +39,5 @@ __all__ = [
     "ReconstructionLoss",
     "TotalCorrelation",
 ]
+
+__all__ += ["BatchNormAct", "BiasAct", "GroupNormAct"]

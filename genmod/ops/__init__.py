@@ -7,10 +7,13 @@ from genmod.ops.critic import critic_leaky_relu
 from genmod.ops.critic_conv import critic_conv2d
 from genmod.ops.gaussian import clamp_logvar, gaussian_kl, reparameterize, sample_kl
 from genmod.ops.logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
+from genmod.ops.norm_act import batch_norm_act, bias_act, group_norm_act
 from genmod.ops.reconstruction import bernoulli_nll, discretized_logistic_nll, gaussian_nll, l1, laplace_nll, mse
 
 __all__ = [
+    "batch_norm_act",
     "bernoulli_nll",
+    "bias_act",
     "clamp_logvar",
     "critic_conv2d",
     "critic_leaky_relu",
@@ -20,6 +23,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_nll",
     "generator_loss",
+    "group_norm_act",
     "l1",
     "laplace_nll",
     "lecam",

@@ -37,7 +37,7 @@ def critic_leaky_relu(x: Tensor, negative_slope: float = 0.2) -> Tensor:
     if has_torch_function_unary(x):
         return handle_torch_function(critic_leaky_relu, (x,), x, negative_slope=negative_slope)
     _checks.tensor("x", x)
-    _checks.finite("negative_slope", negative_slope)
+    _checks.number("negative_slope", negative_slope)
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
         # Plain ATen is right under every transform, and a compiler fuses it by itself.
         return torch.nn.functional.leaky_relu(x, negative_slope)

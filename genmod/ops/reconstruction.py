@@ -98,7 +98,7 @@ def gaussian_nll(
     for backward: the inputs. Source: Kingma and Welling, ICLR 2014, appendix C.2.
     """
     if sigma is not None:
-        _checks.positive("sigma", sigma)
+        _checks.number("sigma", sigma, above=0.0)
     fixed = None if sigma is None else 2 * math.log(sigma)
     scale = _scale(output, target, logvar, fixed, ("logvar", "sigma"))
     return _loss("gaussian", output, target, weight, mask, reduction, scale, ("min_logvar", min_logvar))
@@ -136,7 +136,7 @@ def laplace_nll(
     Differentiable as :func:`gaussian_nll` is; the gradient by the mean is zero where it equals the target.
     """
     if scale is not None:
-        _checks.positive("scale", scale)
+        _checks.number("scale", scale, above=0.0)
     fixed = None if scale is None else math.log(scale)
     spread = _scale(output, target, log_scale, fixed, ("log_scale", "scale"))
     return _loss("laplace", output, target, weight, mask, reduction, spread, ("min_log_scale", min_log_scale))
@@ -186,7 +186,7 @@ def discretized_logistic_nll(
     backward: the inputs. Source: Salimans et al., *PixelCNN++*, ICLR 2017, section 2.1.
     """
     if scale is not None:
-        _checks.positive("scale", scale)
+        _checks.number("scale", scale, above=0.0)
     if isinstance(bins, bool) or not isinstance(bins, int):
         raise TypeError(f"bins: got {type(bins).__name__}, expected an integer")
     if bins < 2:

@@ -4,7 +4,7 @@ One module per family. Tests, benchmarks and docs read them; nothing that runs i
 """
 
 from genmod.registry import specs
-from genmod.specs import adversarial, aggregate, critic, gaussian, logistic_mixture, reconstruction
+from genmod.specs import adversarial, aggregate, critic, gaussian, logistic_mixture, norm_act, reconstruction
 
 __all__ = [
     "adversarial",
@@ -12,6 +12,7 @@ __all__ = [
     "critic",
     "gaussian",
     "logistic_mixture",
+    "norm_act",
     "reconstruction",
     "specs",
 ]
