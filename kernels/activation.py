@@ -22,7 +22,7 @@ def activate(z, negative_slope, NAME: tl.constexpr, FAST: tl.constexpr):
     elif NAME == "gelu":
         y = z * _normal_cdf(z)
     elif NAME == "tanh":
-        y = _tanh(z, FAST)
+        y, _ = _tanh_and_slope(z, FAST)
     elif NAME == "sigmoid":
         y = _sigmoid(z, FAST)
     else:
@@ -43,8 +43,7 @@ def slope(z, negative_slope, NAME: tl.constexpr, FAST: tl.constexpr):
     elif NAME == "gelu":
         d = _normal_cdf(z) + z * (0.3989422804014327 * _exp(-0.5 * z * z, FAST))
     elif NAME == "tanh":
-        t = _tanh(z, FAST)
-        d = 1.0 - t * t
+        _, d = _tanh_and_slope(z, FAST)
     elif NAME == "sigmoid":
         s = _sigmoid(z, FAST)
         d = s * (1.0 - s)
@@ -68,15 +67,17 @@ def _sigmoid(z, FAST: tl.constexpr):
 
 
 @triton.jit
-def _tanh(z, FAST: tl.constexpr):
-    # Of -2|z|, whose exponential does not overflow.
+def _tanh_and_slope(z, FAST: tl.constexpr):
+    # Of -2|z|, whose exponential does not overflow. Near 1 it is the distance from 1 that is accurate.
     x = -2.0 * tl.abs(z)
     if FAST:
-        m = tl.exp(x) - 1.0
+        e = tl.exp(x)
+        m = e - 1.0
     else:
-        _, m, _ = exp_parts(x)
-    t = m / (m + 2.0)
-    return tl.where(z < 0.0, t, -t)
+        e, m, _ = exp_parts(x)
+    over = 1.0 / (1.0 + e)
+    t = tl.where(e < 0.5, 1.0 - 2.0 * e * over, -m * over)
+    return tl.where(z < 0.0, -t, t), 4.0 * e * over * over
 
 
 @triton.jit

@@ -113,7 +113,8 @@ def _combine(
     groups = channels // group
     pivot_sample = unit // groups  # 0 if units are channels
     pivot_at = offsets(pivot_sample, unit % groups * group, 0, channels, space, CHANNELS_LAST)
-    pivot = load(x, pivot_at + tl.arange(0, 1), tl.arange(0, 1) < space)
+    exists = (tl.arange(0, 1) < space) & (tl.arange(0, 1) < members)  # not so in an empty batch
+    pivot = load(x, pivot_at + tl.arange(0, 1), exists)
     rounded = pivot + shifted
     back = rounded - pivot
     one = unit + tl.arange(0, 1)

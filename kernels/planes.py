@@ -93,7 +93,8 @@ def view(x: Tensor, per_sample: bool) -> View:
     return View(samples, channels, space, channels_last)
 
 
-_BYTES = 2048  # of one tensor, moved by one access of 16 bytes in each of the 4 * 32 lanes of a program
+_LANES = 128  # in a program of full size
+_BYTES = 16 * _LANES  # of one tensor, moved by one access of each
 _PROGRAMS = 2048  # enough to fill the largest GPU; beyond it a program takes several tiles
 _STEPS = 64  # at most, which bounds how long the last programs run alone
 
@@ -104,15 +105,17 @@ def power_of_two(size: int) -> int:
 
 
 def cut(like: View, itemsize: int, accesses: int, *, reduces: bool) -> Cut:
-    """Cut a view into tiles. `accesses` is how many 16-byte accesses in a row a lane makes to a tensor.
+    """Cut a view into tiles. `accesses` is how many 16-byte accesses in a row a lane makes to a tensor; of narrower
+    ones, where sizes are odd, twice as many.
 
     A kernel that `reduces` its positions takes several tiles per program, to leave few partial results, and is
     launched for an empty space too.
     """
     samples, channels, space, channels_last = like
-    full = accesses * _BYTES // itemsize
+    unit = math.gcd(16, channels if channels_last else space)
+    full = min(accesses * _BYTES // itemsize, 2 * accesses * unit * _LANES)
     if channels_last:  # 128 bytes of neighbouring channels; more only if there are not positions enough
-        block_c = min(power_of_two(channels), 128 // itemsize)
+        block_c = min(power_of_two(channels), 128 // itemsize, full)
         block_p = min(power_of_two(space), full // block_c)
         block_c = min(power_of_two(channels), full // block_p)
     else:
@@ -121,7 +124,6 @@ def cut(like: View, itemsize: int, accesses: int, *, reduces: bool) -> Cut:
     blocks, tiles = -(-channels // block_c), -(-space // block_p)
     steps = max(1, min(samples * blocks * tiles // _PROGRAMS, _STEPS)) if reduces else 1
     chunks = max(-(-tiles // steps), 1 if reduces else 0)
-    unit = math.gcd(16, channels if channels_last else space)
     arguments = {
         "fast": (channels if channels_last else space) // unit,
         "slow": space if channels_last else channels,
