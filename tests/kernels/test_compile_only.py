@@ -12,10 +12,10 @@ import sys
 import pytest
 from triton.runtime.jit import KernelInterface
 
-from genmod.kernels import gaussian
 from genmod.kernels.launch import recording
 from genmod.testing.compile_only import TARGETS, Row, families
 
+MODULES = {family: importlib.import_module(f"genmod.kernels.{family}") for family in families()}
 SHARED_LIMIT = 48 * 1024  # what a block gets on every GPU without asking for more
 
 
@@ -65,10 +65,30 @@ def test_memory_is_moved_by_wide_accesses(rows: list[Row]) -> None:
                 assert sum(counts.values()) <= (2 if kind.startswith("read") else 1), row
 
 
-def test_the_cases_reach_every_kernel() -> None:
-    kernels = {name for name, value in vars(gaussian).items() if isinstance(value, KernelInterface)}
-    kernels = {name for name in kernels if {"chunks", "BLOCK"} <= set(getattr(gaussian, name).arg_names)}
+def test_images_are_moved_by_wide_accesses(rows: list[Row]) -> None:
+    """Each op of norm_act reads its image in 128 bits, and writes one so; parameters and partial sums come besides."""
+    by_case: dict[tuple[str, str], str] = {}
+    for row in rows:
+        if row.kernel.startswith("norm_act") and "odd" not in row.kernel:
+            by_case[row.kernel, row.target] = by_case.get((row.kernel, row.target), "") + row.accesses + "; "
+    assert by_case
+    for case, accesses in by_case.items():
+        assert re.search(r"read \d×128", accesses), case
+        assert re.search(r"write \d×128", accesses), case
+
+
+@pytest.mark.parametrize("family", MODULES)
+def test_the_cases_reach_every_kernel(family: str) -> None:
+    module = MODULES[family]
+    functions = {name: value for name, value in vars(module).items() if isinstance(value, KernelInterface)}
     with recording() as launches:
-        for case in gaussian.COMPILE_CASES.values():
+        for case in module.COMPILE_CASES.values():
             case()
-    assert {launch.kernel.__name__ for launch in launches} == kernels - {"place"}
+    kernels = {name for name, function in functions.items() if _takes_sizes(function)}
+    assert {launch.kernel.__name__ for launch in launches} == kernels
+
+
+def _takes_sizes(function: KernelInterface) -> bool:
+    """Whether it says which sizes not to specialise on, which kernels do and the functions that they call need not."""
+    told = getattr(function, "kwargs", vars(function))  # the interpreter's functions keep what they were told
+    return bool(told["do_not_specialize"])
