@@ -209,7 +209,6 @@ class Builder:
         parts = [*texts, *unit.command, version_of(unit.command[0]), self.torch.version]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
-
     def with_headers(self, source: Path) -> list[Path]:
         """A source and every header of ours that it includes, however deep, in a fixed order."""
         found: list[Path] = []

@@ -84,6 +84,9 @@ class OpSpec:
         modules: names in genmod.nn made from it.
         kept_bytes: `(sample) -> bytes` that may be kept for backward besides the inputs; a few by default.
         pointwise: whether each element of an output of the input's shape depends on that element of the inputs alone.
+        reordering: error that a sum in another order than eager's may have besides twice eager's error, in units of the
+            rounding, in float32 (float64), of a result's largest element; for ops whose results are long sums.
+        follows_autocast: whether autocast casts its inputs, as it does a convolution's; by default it changes nothing.
     """
 
     name: str
@@ -102,6 +105,8 @@ class OpSpec:
     modules: tuple[str, ...] = ()
     kept_bytes: Callable[[Sample], int] = lambda sample: 64
     pointwise: bool = True
+    reordering: float = 0.0
+    follows_autocast: bool = False
 
 
 _SPECS: dict[str, OpSpec] = {}

@@ -1,5 +1,7 @@
 """Thin modules over `genmod.ops`."""
 
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
+from genmod.nn.upsample_conv import UpsampleConv2d
 
 __all__ = ["DiagonalGaussian", "GaussianSampler"]
+__all__ += ["UpsampleConv2d"]

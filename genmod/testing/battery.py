@@ -37,9 +37,7 @@ def as_tuple(value: Any) -> tuple[Tensor, ...]:
     return (value,) if isinstance(value, Tensor) else tuple(value)
 
 
-def with_grad(
-    spec: OpSpec, sample: Sample, chosen: tuple[int | str, ...] | None = None
-) -> tuple[Sample, list[Tensor]]:
+def with_grad(spec: OpSpec, sample: Sample, chosen: tuple[int | str, ...] | None = None) -> tuple[Sample, list[Tensor]]:
     """The sample with detached inputs, of which those `chosen` require a gradient; and those inputs."""
     sample = sample.map(lambda t: t.detach())
     leaves = {i: sample.get(i).requires_grad_() for i in given(spec, sample) if chosen is None or i in chosen}
@@ -86,6 +84,8 @@ def accuracy(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
             if o.numel() == 0:
                 continue
             bound = 2 * (e - o).abs().max() + _SLACK[dtype] * torch.finfo(ours[i].dtype).eps * o.abs().clamp(min=1e-3)
+            summed_in = torch.float64 if dtype == torch.float64 else torch.float32
+            bound = bound + spec.reordering * torch.finfo(summed_in).eps * o.abs().max()
             if dtype == torch.float64:
                 bound = bound + 64 * torch.finfo(dtype).eps * max(1.0, o.abs().max().item())
             error = (t - o).abs()
@@ -316,9 +316,11 @@ def kept_for_backward(spec: OpSpec, device: torch.device) -> None:
 
 
 def autocast(spec: OpSpec, device: torch.device) -> None:
-    """Autocast changes nothing: the op computes in float32 or better whatever it is given."""
+    """Autocast changes nothing, as the op computes in float32 or better whatever it is given; or, for an op that follows
+    it, the result is that of inputs in autocast's dtype."""
     for sample in samples(spec, device, torch.float32):
-        plain = as_tuple(spec.public(*sample.args, **sample.kwargs))
+        given = sample.map(Tensor.bfloat16) if spec.follows_autocast else sample
+        plain = as_tuple(spec.public(*given.args, **given.kwargs))
         with torch.autocast(device.type, dtype=torch.bfloat16):
             cast = as_tuple(spec.public(*sample.args, **sample.kwargs))
         for a, b in zip(plain, cast):
