@@ -11,7 +11,7 @@
 namespace genmod {
 namespace {
 
-constexpr int64_t kTileBytes = 4 << 20;  // of taps: they are written, read once and forgotten, so they should stay in cache
+constexpr int64_t kTileBytes = 2 << 20;  // of taps: they are written, read once and forgotten, so they should stay in cache
 constexpr int64_t kGrainElements = 1 << 14;  // of work for a thread
 
 template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t items, int64_t elements_per_item) {
@@ -74,7 +74,8 @@ struct Problem {
     STD_TORCH_CHECK(dtype_of(weight) == dtype, "genmod: x and weight must have one dtype");
     const int64_t pixels = std::max<int64_t>(1, kTileBytes / (9 * out() * item));
     samples = std::min(batch, std::max<int64_t>(1, pixels / (height * width)));
-    rows = samples > 1 ? height : std::min(height, std::max<int64_t>(4, pixels / width));
+    const int64_t tiles = samples > 1 ? 1 : (height * width + pixels - 1) / pixels;
+    rows = std::min(height, std::max<int64_t>(4, (height + tiles - 1) / tiles));
   }
 
   int64_t in() const { return inputs / groups; }
