@@ -86,7 +86,7 @@ class OpSpec:
         pointwise: whether each element of an output of the input's shape depends on that element of the inputs alone.
         reordering: error that a sum in another order than eager's may have besides twice eager's error, in units of the
             rounding, in float32 (float64), of a result's largest element; for ops whose results are long sums.
-        follows_autocast: whether autocast casts its inputs, as it does a convolution's; by default it changes nothing.
+        autocasts: the arguments, by position or name, that autocast casts, as it does a convolution's; usually none.
     """
 
     name: str
@@ -106,7 +106,7 @@ class OpSpec:
     kept_bytes: Callable[[Sample], int] = lambda sample: 64
     pointwise: bool = True
     reordering: float = 0.0
-    follows_autocast: bool = False
+    autocasts: tuple[int | str, ...] = ()
 
 
 _SPECS: dict[str, OpSpec] = {}

@@ -1,7 +1,9 @@
 """Thin modules over `genmod.ops`."""
 
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
+from genmod.nn.norm_act import BatchNormAct, BiasAct, GroupNormAct
 from genmod.nn.upsample_conv import UpsampleConv2d
 
 __all__ = ["DiagonalGaussian", "GaussianSampler"]
+__all__ += ["BatchNormAct", "BiasAct", "GroupNormAct"]
 __all__ += ["UpsampleConv2d"]

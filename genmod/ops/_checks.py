@@ -50,6 +50,26 @@ def nonnegative(name: str, value: Any) -> None:
         raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
 
 
+def parameter(name: str, value: Any, x: Tensor, shape: tuple[int, ...]) -> None:
+    """A tensor of the given shape on the device of `x`, in the dtype of `x` or, for half precision, in float32."""
+    tensor(name, value)
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {shape} for x of shape {tuple(x.shape)}")
+    if value.dtype != x.dtype and not (value.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
+        or_float32 = " or torch.float32" if x.dtype in (torch.bfloat16, torch.float16) else ""
+        raise TypeError(f"{name}: got dtype {value.dtype}, expected {x.dtype}{or_float32}, for x of {x.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{name}: got a tensor on {value.device}, expected {x.device}, where x is")
+
+
+def number(name: str, value: Any, *, above: float = float("-inf")) -> None:
+    """A finite number, greater than `above`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
+    if not above < value < float("inf"):
+        raise ValueError(f"{name}: got {value}, expected a finite number" + (f" > {above}" if above > -1e300 else ""))
+
+
 def divisor(name: str, value: Any, whole_name: str, whole: int) -> None:
     """A positive integer that divides a number of channels."""
     if isinstance(value, bool) or not isinstance(value, int):

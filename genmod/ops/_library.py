@@ -35,13 +35,17 @@ def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"genmod::{op}", fake, lib=LIBRARY)
 
 
-def differentiate(op: str, save: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+def differentiate(
+    op: str, save: Callable[..., None], backward: Callable[..., Any], *, keeps_outputs: bool = False
+) -> Callable[..., Any]:
     """Register autograd for an op and return the function to call it by.
 
     Args:
         op: its name.
         save: `(ctx, *inputs)`, keeps what `backward` needs.
         backward: `(ctx, *grads)` to one gradient per input; a gradient that does not arrive is None.
+        keeps_outputs: `save` is `(ctx, outputs, *inputs)`. It may keep outputs too, and marks those that are not
+            differentiable, such as statistics.
     """
     overload = getattr(torch.ops.genmod, op).default
     below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -50,9 +54,10 @@ def differentiate(op: str, save: Callable[..., None], backward: Callable[..., An
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             ctx.set_materialize_grads(False)
-            save(ctx, *inputs)
             with below_autograd():
-                return overload(*inputs)
+                outputs = overload(*inputs)
+            save(ctx, *((outputs, *inputs) if keeps_outputs else inputs))
+            return outputs
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:

@@ -4,6 +4,6 @@ One module per family. Tests, benchmarks and docs read them; nothing that runs i
 """
 
 from genmod.registry import specs
-from genmod.specs import gaussian, upsample_conv
+from genmod.specs import gaussian, norm_act, upsample_conv
 
-__all__ = ["gaussian", "specs", "upsample_conv"]
+__all__ = ["gaussian", "norm_act", "specs", "upsample_conv"]

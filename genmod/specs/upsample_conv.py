@@ -140,6 +140,6 @@ register(
         modules=("UpsampleConv2d",),
         pointwise=False,
         reordering=4.0,
-        follows_autocast=True,
+        autocasts=(0, 1, 2),
     )
 )

@@ -300,26 +300,27 @@ def kept_for_backward(spec: OpSpec, device: torch.device) -> None:
         if not leaves:
             continue
         allowed = {t.untyped_storage().data_ptr() for t in call.tensors()}
-        kept: list[Tensor] = []
+        allowance = spec.kept_bytes(sample)
+        without_noise = {k: v for k, v in call.kwargs.items() if k != "noise"}
+        for options in (call.kwargs, without_noise):
+            kept: list[Tensor] = []
 
-        def pack(t: Tensor, kept: list[Tensor] = kept) -> Tensor:
-            kept.append(t)
-            return t
+            def pack(t: Tensor, kept: list[Tensor] = kept) -> Tensor:
+                kept.append(t)
+                return t
 
-        kwargs = {k: v for k, v in call.kwargs.items() if k != "noise"}
-        for options in (call.kwargs, kwargs):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
                 spec.public(*call.args, **options)
-        extra = sum(t.numel() * t.element_size() for t in kept if t.untyped_storage().data_ptr() not in allowed)
-        allowance = spec.kept_bytes(sample)
-        assert extra <= allowance, f"{spec.name}, {sample.name}: {extra} bytes kept besides the inputs, not {allowance}"
+            extra = sum(t.numel() * t.element_size() for t in kept if t.untyped_storage().data_ptr() not in allowed)
+            where = f"{spec.name}, {sample.name}"
+            assert extra <= allowance, f"{where}: {extra} bytes kept besides the inputs, not {allowance}"
 
 
 def autocast(spec: OpSpec, device: torch.device) -> None:
-    """Autocast changes nothing, as the op computes in float32 or better whatever it is given; or, for an op that follows
-    it, the result is that of inputs in autocast's dtype."""
+    """Autocast changes nothing, since the op computes in float32 or better whatever it is given; or, where it casts some
+    arguments, nothing else."""
     for sample in samples(spec, device, torch.float32):
-        given = sample.map(Tensor.bfloat16) if spec.follows_autocast else sample
+        given = sample.replace({i: sample.get(i).bfloat16() for i in spec.autocasts if sample.get(i) is not None})
         plain = as_tuple(spec.public(*given.args, **given.kwargs))
         with torch.autocast(device.type, dtype=torch.bfloat16):
             cast = as_tuple(spec.public(*sample.args, **sample.kwargs))

@@ -1,0 +1,158 @@
+"""Modules of the `norm_act` family. They subclass torch's, so that arguments, defaults and checkpoints are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genmod import ops
+from genmod.ops.norm_act import ACTIVATIONS, Activation
+
+
+def _check_activation(activation: Any) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: got {activation!r}, expected one of {ACTIVATIONS}")
+
+
+class GroupNormAct(nn.GroupNorm):
+    """`nn.GroupNorm` and an activation in one pass; see :func:`genmod.ops.group_norm_act`.
+
+    Args:
+        *args, **kwargs: those of `nn.GroupNorm`.
+        activation: by default "silu", the one that diffusion models use.
+        negative_slope: of "leaky_relu".
+
+    Shape:
+        `forward(x)` to `y`; `forward(x, residual)` to `(y, x + residual)`; `scale` and `shift` `[N, C]` per sample.
+    """
+
+    def __init__(
+        self, *args: Any, activation: Activation = "silu", negative_slope: float = 0.01, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        _check_activation(activation)
+        self.activation, self.negative_slope = activation, negative_slope
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """See the class."""
+        return ops.group_norm_act(
+            x,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            scale=scale,
+            shift=shift,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for `repr`."""
+        return f"{super().extra_repr()}, activation={self.activation!r}"
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` and an activation in one pass; see :func:`genmod.ops.batch_norm_act`.
+
+    Args:
+        *args, **kwargs: those of `nn.BatchNorm2d`.
+        activation: by default "relu".
+        negative_slope: of "leaky_relu".
+
+    Shape:
+        `forward(x)` with `[N, C, H, W]` to `y`; `forward(x, residual)` to `(y, x + residual)`.
+    """
+
+    def __init__(
+        self, *args: Any, activation: Activation = "relu", negative_slope: float = 0.01, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        _check_activation(activation)
+        self.activation, self.negative_slope = activation, negative_slope
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        """See the class. Buffers are used and updated as `nn.BatchNorm2d` does."""
+        self._check_input_dim(x)
+        track = self.training and self.track_running_stats
+        momentum = self.momentum
+        if track and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:  # cumulative average
+                momentum = 1.0 / float(self.num_batches_tracked)
+        use_buffers = track or not self.training
+        return ops.batch_norm_act(
+            x,
+            self.running_mean if use_buffers else None,
+            self.running_var if use_buffers else None,
+            self.weight,
+            self.bias,
+            self.training or self.running_mean is None,
+            0.0 if momentum is None else momentum,
+            self.eps,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for `repr`."""
+        return f"{super().extra_repr()}, activation={self.activation!r}"
+
+
+class BiasAct(nn.Module):
+    """A bias per channel, an activation, a gain and a clamp; see :func:`genmod.ops.bias_act`.
+
+    Args:
+        num_channels: C.
+        activation, negative_slope, gain, clamp: the op's options.
+        bias: whether there is one; it starts at zero.
+
+    Shape:
+        `[N, C, ...]` to the same.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        activation: Activation,
+        *,
+        negative_slope: float = 0.01,
+        gain: float = 1.0,
+        clamp: float | None = None,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        _check_activation(activation)
+        self.num_channels, self.activation, self.negative_slope = num_channels, activation, negative_slope
+        self.gain, self.clamp = gain, clamp
+        self.register_parameter(
+            "bias", nn.Parameter(torch.zeros(num_channels, device=device, dtype=dtype)) if bias else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return ops.bias_act(
+            x,
+            self.bias,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            gain=self.gain,
+            clamp=self.clamp,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for `repr`."""
+        return f"{self.num_channels}, {self.activation!r}, gain={self.gain}, clamp={self.clamp}"
