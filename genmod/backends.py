@@ -29,6 +29,8 @@ NAMES = ("reference", "cpp", "triton", "cuda")
 
 #: dispatcher op -> family; filled by genmod.ops as it defines them.
 _FAMILY_OF: dict[str, str] = {}
+#: public op that is made of other families' dispatcher ops -> the one of them that decides its backend.
+_MADE_OF: dict[str, str] = {}
 _forced: list[str] = []
 
 
@@ -43,6 +45,22 @@ class Status(NamedTuple):
 def register_op(op: str, family: str) -> None:
     """Tell the backends of a dispatcher op, so that they can be asked to run it."""
     _FAMILY_OF[op] = family
+
+
+def register_composite(name: str, op: str) -> None:
+    """Tell the backends of a public op without a dispatcher op of its own, and which one it is mainly made of."""
+    _MADE_OF[name] = op
+
+
+def dispatcher_op(name: str) -> str | None:
+    """The dispatcher op whose backend a public op takes; None if there is no such public op."""
+    name = _MADE_OF.get(name, name)
+    return name if name in _FAMILY_OF else None
+
+
+def family_of(op: str) -> str | None:
+    """The family that a dispatcher op belongs to."""
+    return _FAMILY_OF.get(op)
 
 
 def _triton_missing() -> str:

@@ -35,10 +35,10 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         ValueError: if `op` is not a genmod op, or no tensor is given.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    if name not in backends.ops():
-        raise ValueError(
-            f"op: got {name!r}, expected one of {', '.join(o for o in backends.ops() if o in ops.__all__)}"
-        )
+    dispatcher_op = backends.dispatcher_op(name)
+    if dispatcher_op is None:
+        known = (o for o in ops.__all__ if backends.dispatcher_op(o) is not None)
+        raise ValueError(f"op: got {name!r}, expected one of {', '.join(known)}")
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     if not tensors:
         raise ValueError("args: got no tensor, expected what the op would be called with")
@@ -46,5 +46,5 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     noise = kwargs.get("noise")
     if isinstance(noise, torch.Tensor) and noise.requires_grad:
         return Explanation(name, str(device), "reference", "the noise requires a gradient", ())
-    backend, reason, refused = backends.explain_choice(name, device)
+    backend, reason, refused = backends.explain_choice(dispatcher_op, device)
     return Explanation(name, str(device), backend, reason, tuple(refused))

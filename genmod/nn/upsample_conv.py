@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genmod import ops
+from genmod.ops.norm_act import ACTIVATIONS, Activation
 
 #: What may be given for each argument of a convolution's geometry, in every way of writing it.
 _COVERED: dict[str, tuple[Any, ...]] = {
@@ -30,6 +31,7 @@ class UpsampleConv2d(nn.Conv2d):
         in_channels, out_channels, groups, bias, device, dtype: as in `nn.Conv2d`.
         kernel_size, stride, padding, dilation, padding_mode: covered are 3, 1, 1 (or "same"), 1 and "zeros", the
             defaults.
+        activation, negative_slope: of the result, as in :func:`genmod.ops.bias_act`; none by default.
 
     Shape:
         `[N, Cin, H, W]` to `[N, Cout, 2H, 2W]`.
@@ -51,6 +53,9 @@ class UpsampleConv2d(nn.Conv2d):
         padding_mode: str = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: Activation = "identity",
+        negative_slope: float = 0.01,
     ) -> None:
         given = (kernel_size, stride, padding, dilation, padding_mode)
         for (name, covered), got in zip(_COVERED.items(), given, strict=True):
@@ -59,8 +64,22 @@ class UpsampleConv2d(nn.Conv2d):
                     f"{name}: got {got!r}, expected {covered[0]!r}: covered is a 3x3 kernel with stride 1, padding 1, "
                     "dilation 1 and zeros around; for others put nn.Upsample before an nn.Conv2d"
                 )
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation: got {activation!r}, expected one of {ACTIVATIONS}")
         super().__init__(in_channels, out_channels, 3, 1, 1, 1, groups, bias, device=device, dtype=dtype)
+        self.activation, self.negative_slope = activation, negative_slope
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of the upsampled image."""
-        return ops.upsample_conv2d(input, self.weight, self.bias, groups=self.groups)
+        return ops.upsample_conv2d(
+            input,
+            self.weight,
+            self.bias,
+            groups=self.groups,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for `repr`."""
+        return f"{super().extra_repr()}, activation={self.activation!r}"

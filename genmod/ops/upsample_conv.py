@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmod import layout
+from genmod import backends, layout
 from genmod.ops import _checks
 from genmod.ops._library import define, differentiate
 from genmod.ops.norm_act import ACTIVATIONS, Activation, batch_norm_act, bias_act
@@ -127,7 +127,7 @@ def conv_transpose2d_norm_act(
     """
     x, weight, bias = _autocast(x, weight, bias)
     geometry = _check_transposed(x, weight, bias, stride, padding, output_padding, groups)
-    with torch.autocast(x.device.type, enabled=False):
+    with reference.without_autocast(x):
         y = F.conv_transpose2d(x, weight, bias, *geometry, groups)
     y = batch_norm_act(
         y,
@@ -264,6 +264,7 @@ define(
     "(Tensor, Tensor, Tensor)",
     _upsample_conv2d_backward_fake,
 )
+backends.register_composite("conv_transpose2d_norm_act", "batch_norm_act")
 
 
 # Autograd. The map is linear in x, in the weight and in the bias, so the gradients of its gradients are made of the map

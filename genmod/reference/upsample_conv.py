@@ -23,6 +23,9 @@ and checkerboard artifacts*, Distill 2016. Sums of weights are rounded once, in 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +38,11 @@ STRIDE, PADDING = [2, 2], [1, 1]
 
 def _widen(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which autocast leaves convolutions alone: what it would cast has been cast before."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def fold(weight: Tensor, groups: int) -> Tensor:
@@ -67,7 +75,7 @@ def _swap_channels(w: Tensor, groups: int) -> Tensor:
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """Upsample `x` `[N, Cin, H, W]` and convolve with `weight` `[Cout, Cin / groups, 3, 3]`: `[N, Cout, 2H, 2W]`."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         folded = fold(_widen(weight), groups)
         wide_bias = None if bias is None else _widen(bias)
         y = F.conv_transpose2d(_widen(x), folded, wide_bias, STRIDE, PADDING, groups=groups)
@@ -79,7 +87,7 @@ def upsample_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`upsample_conv2d` for `(x, weight, bias)`; bit i of `wanted` asks for gradient i, and one that
     is not wanted is an empty tensor."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         dx, d_folded, d_bias = torch.ops.aten.convolution_backward(
             _widen(grad), _widen(x), fold(_widen(weight), groups), [weight.shape[0]], STRIDE, PADDING, [1, 1],
             True, [0, 0], groups, [bool(wanted & 1), bool(wanted & 2), bool(wanted & 4)],
