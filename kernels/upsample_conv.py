@@ -104,7 +104,15 @@ def _arguments(weight: Tensor, folded: Tensor, groups: int) -> dict[str, Any]:
     """What both kernels are told; the 3x3 and the 4x4 taps are each `tap` apart in either memory format."""
     outputs, inputs = weight.shape[:2]
     pairs = outputs * inputs
-    sizes = (pairs, inputs, outputs // groups, *weight.stride()[:2], weight.stride(3), *folded.stride()[:2], folded.stride(3))
+    sizes = (
+        pairs,
+        inputs,
+        outputs // groups,
+        *weight.stride()[:2],
+        weight.stride(3),
+        *folded.stride()[:2],
+        folded.stride(3),
+    )
     wide = max(16 * pairs, pairs + _BLOCK) >= 2**31
     return {"weight": weight, "folded": folded, **dict(zip(_SIZES, sizes, strict=True)), "WIDE": wide, "BLOCK": _BLOCK}
 

@@ -160,7 +160,7 @@ def _activate_(y: Tensor, activation: str, negative_slope: float) -> Tensor:
 def _autocast(*tensors: Any) -> list[Any]:
     """The tensors as autocast would give them to a convolution."""
     first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor) or first.device.type == "meta" or not torch.is_autocast_enabled(first.device.type):
         return list(tensors)
     dtype = torch.get_autocast_dtype(first.device.type)
 
