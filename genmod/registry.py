@@ -86,6 +86,9 @@ class OpSpec:
         magnitude: `(sample) -> (of outputs, of gradients)`, the size of the terms of both signs that each is a sum of.
             Their rounding is the result's, however small that is; without cancellation it is nothing to speak of.
         pointwise: whether each element of an output of the input's shape depends on that element of the inputs alone.
+        reordering: error that a sum in another order than eager's may have besides twice eager's error, in units of the
+            rounding, in float32 (float64), of a result's largest element; for ops whose results are long sums.
+        autocasts: the arguments, by position or name, that autocast casts, as it does a convolution's; usually none.
     """
 
     name: str
@@ -105,6 +108,8 @@ class OpSpec:
     kept_bytes: Callable[[Sample], int] = lambda sample: 64
     magnitude: Callable[[Sample], tuple[float, float]] = lambda sample: (0.0, 0.0)
     pointwise: bool = True
+    reordering: float = 0.0
+    autocasts: tuple[int | str, ...] = ()
 
 
 _SPECS: dict[str, OpSpec] = {}

@@ -2,6 +2,7 @@
 
 from genmod.nn.adversarial import CriticLoss, GeneratorLoss, LeCam
 from genmod.nn.aggregate import DIP, MMD, BetaTCVAELoss, TotalCorrelation
+from genmod.nn.blocks import ConvTransposeBlock, UpsampleBlock
 from genmod.nn.critic import BlurDownsample, CriticConv2d, CriticLeakyReLU, CriticLinear, CriticReLU, MinibatchStdDev
 from genmod.nn.elbo import ELBO, ELBOTerms, ImportanceWeightedELBO, ImportanceWeightedTerms
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
@@ -9,6 +10,7 @@ from genmod.nn.logistic_mixture import LogisticMixture
 from genmod.nn.norm_act import BatchNormAct, BiasAct, GroupNormAct
 from genmod.nn.reconstruction import ReconstructionLoss
 from genmod.nn.schedules import CosineSchedule, CyclicalSchedule, LinearSchedule
+from genmod.nn.upsample_conv import UpsampleConv2d
 
 __all__ = [
     "DIP",
@@ -18,6 +20,7 @@ __all__ = [
     "BetaTCVAELoss",
     "BiasAct",
     "BlurDownsample",
+    "ConvTransposeBlock",
     "CosineSchedule",
     "CriticConv2d",
     "CriticLeakyReLU",
@@ -38,6 +41,9 @@ __all__ = [
     "MinibatchStdDev",
     "ReconstructionLoss",
     "TotalCorrelation",
+    "UpsampleBlock",
+    "UpsampleConv2d",
 ]
 
 __all__ += ["BatchNormAct", "BiasAct", "GroupNormAct"]
+__all__ += ["ConvTransposeBlock", "UpsampleBlock", "UpsampleConv2d"]

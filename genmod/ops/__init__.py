@@ -9,12 +9,14 @@ from genmod.ops.gaussian import clamp_logvar, gaussian_kl, reparameterize, sampl
 from genmod.ops.logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from genmod.ops.norm_act import batch_norm_act, bias_act, group_norm_act
 from genmod.ops.reconstruction import bernoulli_nll, discretized_logistic_nll, gaussian_nll, l1, laplace_nll, mse
+from genmod.ops.upsample_conv import conv_transpose2d_norm_act, upsample_conv2d
 
 __all__ = [
     "batch_norm_act",
     "bernoulli_nll",
     "bias_act",
     "clamp_logvar",
+    "conv_transpose2d_norm_act",
     "critic_conv2d",
     "critic_leaky_relu",
     "critic_loss",
@@ -34,6 +36,7 @@ __all__ = [
     "reparameterize",
     "sample_kl",
     "total_correlation",
+    "upsample_conv2d",
 ]
 
 backends.force_from_environment()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import os
 from typing import Any
 
 import torch
@@ -102,3 +105,33 @@ def number(name: str, value: Any, *, above: float = float("-inf")) -> None:
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
     if not above < value < float("inf"):
         raise ValueError(f"{name}: got {value}, expected a finite number" + (f" > {above:g}" if above > -1e300 else ""))
+
+
+def divisor(name: str, value: Any, whole_name: str, whole: int) -> None:
+    """A positive integer that divides a number of channels."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected an integer")
+    if value < 1 or whole % value:
+        raise ValueError(f"{name}: got {value}, expected a divisor of {whole_name}")
+
+
+def fits(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """A result of the given shape, made from `x`, that the memory of its device could hold were it empty."""
+    if torch.compiler.is_compiling():
+        return  # sizes may be symbols there
+    needed, there = math.prod(shape) * x.element_size(), _memory(x.device)
+    if needed > there:
+        raise ValueError(
+            f"{name}: got shape {tuple(x.shape)}, whose result {shape} takes {needed / 2**30:.1f} GiB, "
+            f"expected one that fits the {there / 2**30:.1f} GiB of {x.device}"
+        )
+
+
+@functools.cache
+def _memory(device: torch.device) -> float:
+    """Bytes of memory that a device has, as far as that can be asked."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return math.inf

@@ -4,7 +4,16 @@ One module per family. Tests, benchmarks and docs read them; nothing that runs i
 """
 
 from genmod.registry import specs
-from genmod.specs import adversarial, aggregate, critic, gaussian, logistic_mixture, norm_act, reconstruction
+from genmod.specs import (
+    adversarial,
+    aggregate,
+    critic,
+    gaussian,
+    logistic_mixture,
+    norm_act,
+    reconstruction,
+    upsample_conv,
+)
 
 __all__ = [
     "adversarial",
@@ -15,4 +24,5 @@ __all__ = [
     "norm_act",
     "reconstruction",
     "specs",
+    "upsample_conv",
 ]

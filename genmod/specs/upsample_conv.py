@@ -1,0 +1,304 @@
+"""Specs of the family `upsample_conv`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genmod import ops
+from genmod.registry import BadCall, OpSpec, Sample, Workload, register
+
+
+def _draw(device: torch.device, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
+    # Drawn in float64, so that every dtype sees the same numbers up to rounding.
+    return (scale * torch.randn(*shape, dtype=torch.float64)).to(device, dtype)
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+# upsample_conv2d.
+
+
+def _eager_activation(name: str, y: Tensor, negative_slope: float) -> Tensor:
+    if name == "leaky_relu":
+        return F.leaky_relu(y, negative_slope)
+    return y if name == "identity" else getattr(F, name)(y)
+
+
+def eager_upsample_conv2d(x, weight, bias=None, *, groups=1, activation="identity", negative_slope=0.01):
+    """What a decoder's `Upsample`, the convolution behind it and an activation do."""
+    y = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1, groups=groups)
+    return _eager_activation(activation, y, negative_slope)
+
+
+def _upsample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    def make(name: str, shape: tuple[int, ...], outputs: int, groups: int = 1, bias: bool = True) -> Sample:
+        x = _draw(device, dtype, *shape)
+        weight = _draw(device, dtype, outputs, shape[1] // groups, 3, 3, scale=0.3)
+        args = (x, weight, _draw(device, dtype, outputs) if bias else None)
+        return Sample(name, args, {"groups": groups} if groups > 1 else {})
+
+    def laid_out(name: str, sample: Sample, lay_out=_channels_last) -> Sample:
+        return Sample(name, (*map(lay_out, sample.args[:2]), *sample.args[2:]), sample.kwargs)
+
+    yield make("plain", (2, 3, 4, 5), 2)
+    yield make("one pixel", (2, 3, 1, 1), 2)
+    yield make("one row", (1, 2, 1, 4), 3)
+    yield make("one column", (1, 2, 4, 1), 3)
+    yield make("one of everything", (1, 1, 1, 1), 1)
+    yield make("empty batch", (0, 2, 3, 3), 2)
+    yield make("primes, no bias", (3, 2, 7, 3), 2, bias=False)
+    yield make("to one channel", (1, 5, 3, 4), 1)
+    yield make("from one channel", (2, 1, 3, 3), 5)
+    yield make("many channels", (1, 19, 2, 2), 17)
+    yield make("wide", (1, 2, 2, 37), 2)
+    yield make("groups", (2, 4, 3, 3), 6, groups=2)
+    yield make("depthwise", (1, 3, 3, 4), 3, groups=3)
+    # The smooth ones: what is near the kink of a ReLU falls on either side of it by rounding.
+    for activation in ("silu", "gelu", "tanh", "sigmoid"):
+        sample = make("", (1, 2, 3, 2), 2)
+        yield Sample(activation, sample.args, {"activation": activation})
+    yield laid_out("channels_last", make("", (2, 3, 4, 5), 2))
+    yield laid_out("channels_last, one pixel", make("", (2, 3, 1, 1), 2))
+    yield laid_out("channels_last, many channels", make("", (1, 19, 2, 3), 17))
+    yield laid_out("channels_last, groups, no bias", make("", (2, 4, 3, 3), 6, groups=2, bias=False))
+    yield laid_out("channels_last, to one channel", make("", (1, 5, 3, 4), 1))
+    sample = make("", (2, 3, 4, 5), 2)
+    yield laid_out("permuted", sample, lambda t: t.transpose(2, 3).contiguous().transpose(2, 3))
+    x = _draw(device, dtype, 4, 5, 6, 7)[1:3, 1:4, 2:5, 1:6]
+    yield Sample("slice with offset", (x, *make("", (2, 3, 3, 5), 2).args[1:]))
+    x = _channels_last(_draw(device, dtype, 2, 6, 3, 3))[:, ::2]
+    yield Sample("every other channel", (x, *make("", (2, 3, 3, 3), 2).args[1:]))
+    yield Sample("expanded", (_draw(device, dtype, 1, 3, 1, 1).expand(2, 3, 2, 3), *sample.args[1:]))
+
+
+def _bad_upsample() -> Iterator[BadCall]:
+    op, x, w = ops.upsample_conv2d, torch.zeros(1, 4, 3, 3), torch.zeros(2, 4, 3, 3)
+    yield BadCall("not a tensor", lambda: op([1.0], w), TypeError, ("x", "list", "tensor"))
+    yield BadCall("integers", lambda: op(x.int(), w.int()), TypeError, ("x", "int32", "float32"))
+    yield BadCall("unbatched", lambda: op(x[0], w), ValueError, ("x", "(4, 3, 3)", "[N, C, H, W]"))
+    yield BadCall("no pixels", lambda: op(x[:, :, :0], w), ValueError, ("x", "(1, 4, 0, 3)", "pixel"))
+    yield BadCall("kernel", lambda: op(x, torch.zeros(2, 4, 5, 5)), ValueError, ("weight", "(2, 4, 5, 5)", "3x3"))
+    yield BadCall("input channels", lambda: op(x, w[:, :3]), ValueError, ("weight", "(2, 3, 3, 3)", "4 channels"))
+    yield BadCall("no output channels", lambda: op(x, w[:0]), ValueError, ("weight", "(0, 4, 3, 3)", "Cout"))
+    yield BadCall("groups of inputs", lambda: op(x, w, groups=3), ValueError, ("groups", "3", "4 channels"))
+    yield BadCall("groups of outputs", lambda: op(x, w[:, :1], groups=4), ValueError, ("groups", "4", "2 output"))
+    yield BadCall("no groups", lambda: op(x, w, groups=0), ValueError, ("groups", "0"))
+    yield BadCall("groups in words", lambda: op(x, w, groups="1"), TypeError, ("groups", "str", "integer"))
+    yield BadCall("bias", lambda: op(x, w, torch.zeros(3)), ValueError, ("bias", "(3,)", "(2,)"))
+    yield BadCall("weight dtype", lambda: op(x, w.half()), TypeError, ("weight", "float16", "float32"))
+    yield BadCall("bias dtype", lambda: op(x, w, torch.zeros(2).double()), TypeError, ("bias", "float64", "float32"))
+    yield BadCall("devices", lambda: op(x, w.to("meta")), ValueError, ("weight", "meta", "cpu"))
+    yield BadCall("activation", lambda: op(x, w, activation="swish"), ValueError, ("activation", "swish", "silu"))
+    huge = torch.zeros(1).expand(1 << 20, 4, 1 << 15, 1 << 15)
+    yield BadCall("more than memory", lambda: op(huge, w), ValueError, ("x", "GiB", "65536"))
+
+
+def _upsample_workload(name: str, shape: tuple[int, ...], outputs: int, channels_last: bool = False) -> Workload:
+    def make(device: torch.device, dtype: torch.dtype) -> Sample:
+        scale = (9 * shape[1]) ** -0.5
+        x, weight, bias = torch.randn(shape), scale * torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)
+        form = torch.channels_last if channels_last else torch.contiguous_format
+        x, weight = (t.to(device, dtype).contiguous(memory_format=form) for t in (x, weight))
+        return Sample(name, (x, weight, bias.to(device, dtype)))
+
+    return Workload(name, make)
+
+
+def _upsample_bytes(sample: Sample, backward: bool) -> int:
+    # Forward reads the inputs and writes y; backward reads x, the weight and y's gradient and writes three gradients.
+    inputs = sum(t.numel() * t.element_size() for t in sample.tensors())
+    return (2 * inputs if backward else inputs) + _upsampled_elements(sample) * sample.args[0].element_size()
+
+
+def _upsampled_elements(sample: Sample) -> int:
+    batch, _, height, width = sample.args[0].shape
+    return batch * sample.args[1].shape[0] * 4 * height * width
+
+
+def _kept_for_activation(sample: Sample) -> int:
+    if sample.get("activation") in (None, "identity"):
+        return 0
+    return _upsampled_elements(sample) * sample.args[0].element_size()
+
+
+def _upsample_flops(sample: Sample, backward: bool) -> int:
+    # Nine products and sums per input pixel, a quarter as many as there are output pixels; as many for each gradient.
+    taps = sample.args[1].shape[1] * 9
+    return _upsampled_elements(sample) // 4 * taps * 2 * (2 if backward else 1)
+
+
+register(
+    OpSpec(
+        name="upsample_conv2d",
+        family="upsample_conv",
+        summary="nearest x2 and a 3x3 convolution as one map, with a quarter of the multiplications",
+        public=ops.upsample_conv2d,
+        eager=eager_upsample_conv2d,
+        gradient_order=2,
+        dispatcher_ops=("upsample_conv2d", "upsample_conv2d_backward", "bias_act", "bias_act_backward"),
+        differentiable=(0, 1, 2),
+        samples=_upsample_samples,
+        bad_calls=_bad_upsample,
+        workloads=(
+            _upsample_workload("decoder [16, 128, 32, 32] to 128", (16, 128, 32, 32), 128),
+            _upsample_workload("decoder [16, 128, 32, 32] to 128, channels_last", (16, 128, 32, 32), 128, True),
+            _upsample_workload("quarter AutoencoderKL [1, 128, 64, 64] to 128", (1, 128, 64, 64), 128),
+            _upsample_workload("GAN stem [16, 512, 4, 4] to 256", (16, 512, 4, 4), 256),
+            _upsample_workload("to pixels [16, 64, 32, 32] to 3", (16, 64, 32, 32), 3),
+            _upsample_workload("small [1, 64, 8, 8] to 32", (1, 64, 8, 8), 32),
+        ),
+        bytes_moved=_upsample_bytes,
+        flops=_upsample_flops,
+        modules=("UpsampleConv2d",),
+        kept_bytes=lambda sample: 64 + _kept_for_activation(sample),
+        pointwise=False,
+        reordering=4.0,
+        autocasts=(0, 1, 2),
+    )
+)
+
+
+# conv_transpose2d_norm_act.
+
+
+def eager_conv_transpose2d_norm_act(
+    x,
+    weight,
+    running_mean,
+    running_var,
+    norm_weight=None,
+    norm_bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    *,
+    bias=None,
+    stride=2,
+    padding=1,
+    output_padding=0,
+    groups=1,
+    activation="relu",
+    negative_slope=0.01,
+):
+    """A block of DCGAN's generator."""
+    y = F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups)
+    y = F.batch_norm(y, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
+    return _eager_activation(activation, y, negative_slope)
+
+
+def _transposed_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    # In training without running statistics: they would be written to. tests/ops/test_upsample_conv.py looks at them.
+    def make(name, shape, outputs, training, kernel=4, bias=False, lay_out=lambda t: t, **options):
+        groups = options.get("groups", 1)
+        x = lay_out(_draw(device, dtype, *shape))
+        weight = lay_out(_draw(device, dtype, shape[1], outputs // groups, kernel, kernel, scale=0.3))
+        mean, var = _draw(device, dtype, outputs, scale=0.5), _draw(device, dtype, outputs).square() + 0.5
+        affine = 1 + _draw(device, dtype, outputs, scale=0.5), _draw(device, dtype, outputs)
+        if bias:
+            options["bias"] = _draw(device, dtype, outputs)
+        return Sample(name, (x, weight, *((None, None) if training else (mean, var)), *affine, training), options)
+
+    yield make("plain", (2, 3, 3, 2), 2, False)
+    yield make("training", (2, 3, 3, 2), 2, True)
+    yield make("training, bias", (2, 2, 2, 3), 3, True, bias=True, activation="tanh")
+    yield make("bias, leaky", (2, 2, 2, 3), 3, False, bias=True, activation="leaky_relu", negative_slope=0.2)
+    yield make("from a vector", (3, 5, 1, 1), 2, True, stride=1, padding=0)
+    yield make("odd", (1, 2, 3, 5), 2, False, kernel=3, output_padding=1, activation="silu")
+    yield make("groups", (2, 4, 2, 2), 6, True, groups=2, activation="identity")
+    yield make("channels_last", (2, 3, 3, 2), 2, True, lay_out=_channels_last)
+    yield make("channels_last, evaluation", (2, 3, 3, 2), 2, False, lay_out=_channels_last, activation="gelu")
+    yield make("uneven stride", (1, 2, 3, 2), 2, False, stride=(1, 2), padding=(0, 1), activation="sigmoid")
+    yield make("empty batch", (0, 2, 3, 3), 2, False)
+    sample = make("", (2, 3, 3, 2), 2, False)
+    x = _draw(device, dtype, 4, 5, 6, 7)[1:3, 1:4, 2:5, 1:3]
+    yield Sample("slice with offset", (x, *sample.args[1:]), sample.kwargs)
+
+
+def _bad_transposed() -> Iterator[BadCall]:
+    op, x, w, r = ops.conv_transpose2d_norm_act, torch.zeros(2, 4, 3, 3), torch.zeros(4, 2, 4, 4), torch.ones(2)
+    yield BadCall("not a tensor", lambda: op([1.0], w, r, r), TypeError, ("x", "list", "tensor"))
+    yield BadCall("unbatched", lambda: op(x[0], w, r, r), ValueError, ("x", "(4, 3, 3)", "[N, C, H, W]"))
+    yield BadCall("weight", lambda: op(x, w[:3], r, r), ValueError, ("weight", "(3, 2, 4, 4)", "[4, Cout"))
+    yield BadCall("dtype", lambda: op(x, w.double(), r, r), TypeError, ("weight", "float64", "float32"))
+    yield BadCall("bias", lambda: op(x, w, r, r, bias=torch.zeros(3)), ValueError, ("bias", "(3,)", "(2,)"))
+    yield BadCall("groups", lambda: op(x, w, r, r, groups=3), ValueError, ("groups", "3", "4 channels"))
+    yield BadCall("stride", lambda: op(x, w, r, r, stride=0), ValueError, ("stride", "0", "1"))
+    yield BadCall("padding in words", lambda: op(x, w, r, r, padding="same"), TypeError, ("padding", "same"))
+    yield BadCall("nothing left", lambda: op(x, w, r, r, padding=6), ValueError, ("padding", "-4x-4", "1x1"))
+    yield BadCall("output padding", lambda: op(x, w, r, r, output_padding=2), ValueError, ("output_padding", "stride"))
+    yield BadCall("norm weight", lambda: op(x, w, r, r, torch.ones(3)), ValueError, ("weight", "(3,)", "(2,)"))
+    yield BadCall("no statistics", lambda: op(x, w, None, None), ValueError, ("running_mean", "evaluation"))
+    yield BadCall("activation", lambda: op(x, w, r, r, activation="swish"), ValueError, ("activation", "swish"))
+
+
+def _transposed_workload(name: str, shape: tuple[int, ...], outputs: int, channels_last: bool = False) -> Workload:
+    def make(device: torch.device, dtype: torch.dtype) -> Sample:
+        form = torch.channels_last if channels_last else torch.contiguous_format
+        x, weight = torch.randn(shape), (4 * shape[1]) ** -0.5 * torch.randn(shape[1], outputs, 4, 4)
+        x, weight = (t.to(device, dtype).contiguous(memory_format=form) for t in (x, weight))
+        one = torch.ones(outputs, device=device)
+        return Sample(name, (x, weight, 0 * one, one.clone(), one.to(dtype), 0 * one.to(dtype), True))
+
+    return Workload(name, make)
+
+
+def _doubled_elements(sample: Sample) -> int:
+    return sample.args[0].shape[0] * sample.args[1].shape[1] * 4 * sample.args[0].shape[2:].numel()
+
+
+def _transposed_bytes(sample: Sample, backward: bool) -> int:
+    # Forward writes the convolution's result, reads it for the statistics and again for y; backward reads it and y's
+    # gradient twice, writes the gradient of the convolution, and reads that for each of its two gradients.
+    size = sample.args[0].element_size()
+    inputs = sum(t.numel() for t in sample.args[:2]) * size
+    return (
+        (2 * inputs + 7 * _doubled_elements(sample) * size)
+        if backward
+        else inputs + 4 * _doubled_elements(sample) * size
+    )
+
+
+def _transposed_flops(sample: Sample, backward: bool) -> int:
+    # Each output pixel of a 4x4 kernel with stride 2 sees 2x2 input pixels.
+    return _doubled_elements(sample) * sample.args[0].shape[1] * 4 * 2 * (2 if backward else 1)
+
+
+def _kept_by_batch_norm(sample: Sample) -> int:
+    x, weight = sample.args[:2]
+    geometry = (sample.kwargs.get(k, d) for k, d in (("stride", 2), ("padding", 1), ("output_padding", 0)))
+    y = F.conv_transpose2d(x.to("meta"), weight.to("meta"), None, *geometry, sample.kwargs.get("groups", 1))
+    return 64 + y.numel() * y.element_size() + 2 * 8 * y.shape[1]
+
+
+register(
+    OpSpec(
+        name="conv_transpose2d_norm_act",
+        family="upsample_conv",
+        summary="a transposed convolution, and batch norm and activation in one pass over its result",
+        public=ops.conv_transpose2d_norm_act,
+        eager=eager_conv_transpose2d_norm_act,
+        gradient_order=2,
+        dispatcher_ops=("batch_norm_act", "batch_norm_act_backward"),
+        differentiable=(0, 1, 4, 5, "bias"),
+        samples=_transposed_samples,
+        bad_calls=_bad_transposed,
+        workloads=(
+            _transposed_workload("DCGAN [64, 256, 16, 16] to 128", (64, 256, 16, 16), 128),
+            _transposed_workload("DCGAN [64, 256, 16, 16] to 128, channels_last", (64, 256, 16, 16), 128, True),
+            _transposed_workload("DCGAN [64, 512, 4, 4] to 256", (64, 512, 4, 4), 256),
+        ),
+        bytes_moved=_transposed_bytes,
+        flops=_transposed_flops,
+        modules=("ConvTransposeBlock",),
+        kept_bytes=_kept_by_batch_norm,
+        pointwise=False,
+        reordering=4.0,
+        autocasts=(0, 1, "bias"),
+    )
+)
