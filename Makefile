@@ -37,7 +37,7 @@ demo: $(VENV)/.genmod-train
 	$(PY) -m genmod demo $(ARGS)
 
 test: $(VENV)/.genmod-test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses=auto --dist=loadgroup $(ARGS)
 
 bench: $(VENV)/.genmod-test
 	$(PY) -m benchmarks $(ARGS)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 HAS_GPU = torch.cuda.is_available()
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+# Tests that share what is slow to make, such as a wheel, run in one worker.
+TOGETHER = {"packaging", "kernels"}
+
+if WORKERS > 1:  # together they take the cores that there are, instead of each all of them
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
 
 if not HAS_GPU:
     try:
@@ -18,6 +26,9 @@ if not HAS_GPU:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     large = "large" in config.getoption("markexpr")
     for item in items:
+        folder = item.path.parent.name
+        if folder in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(folder))
         if "gpu" in item.keywords and not HAS_GPU:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if "large" in item.keywords and not large:
