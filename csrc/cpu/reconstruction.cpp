@@ -61,7 +61,7 @@ template <class A> struct Slopes { A output, log_scale; };
 template <Kind K, class A> GENMOD_INLINE Slopes<A> slopes_of(A x, A t, A s, A half) {
   const A d = t - x;
   if constexpr (K == Kind::bernoulli) {
-    const A e = exp_of(x > 0 ? -x : x), tail = e / (1 + e);  // sigmoid(-|x|)
+    const A a = x > 0 ? x : -x, e = exp_of(-a), tail = e / (1 + e);  // sigmoid(-|x|)
     return {x > 0 ? (1 - t) - tail : tail - t, A(0)};
   }
   if constexpr (K == Kind::mse) return {-2 * d, A(0)};
