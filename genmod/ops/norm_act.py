@@ -10,9 +10,10 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from genmod import layout
+from genmod import backends, layout
 from genmod.ops import _checks
 from genmod.ops._library import define, differentiate, differentiate_backward
 from genmod.reference import activation as activations
@@ -78,6 +79,11 @@ def group_norm_act(
     _check_optional(x, (channels,), weight=weight, bias=bias)
     _check_optional(x, (x.shape[0], channels), scale=scale, shift=shift)
     _check_options(x, residual, eps, activation, negative_slope)
+    if _stock_is_faster(x):
+        total = x if residual is None else x + residual
+        y = _stock_group_norm(total, num_groups, weight, bias, eps, scale, shift)
+        y = activations.apply(activation, y, negative_slope)
+        return y if residual is None else (y, total)
     call = reference.group_norm_act if torch._C._are_functorch_transforms_active() else _group_norm_act
     y, total, _, _ = call(
         x, residual, weight, bias, scale, shift, num_groups, float(eps), activation, float(negative_slope)
@@ -146,6 +152,11 @@ def batch_norm_act(
         raise ValueError(f"momentum: got {momentum}, expected a number from 0 to 1")
     if training and _per_channel_count(x) == 1:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than one value per channel in training")
+    if _stock_is_faster(x):
+        total = x if residual is None else x + residual
+        y = F.batch_norm(total, running_mean, running_var, weight, bias, training, momentum, eps)
+        y = activations.apply(activation, y, negative_slope)
+        return y if residual is None else (y, total)
     call = reference.batch_norm_act if torch._C._are_functorch_transforms_active() else _batch_norm_act
     running = (None, None) if training else (running_mean, running_var)
     y, total, mean, var = call(
@@ -226,6 +237,38 @@ def _check_options(x: Tensor, residual: Any, eps: Any, activation: Any, negative
 def _check_activation(activation: Any, negative_slope: Any) -> None:
     _checks.choice("activation", activation, ACTIVATIONS)
     _checks.number("negative_slope", negative_slope)
+
+
+# Below this many elements what a call costs is its overhead, and stock PyTorch has less: forward of group norm and SiLU
+# on [2, 64, 8, 8], float32, took 34 us in stock PyTorch and 82 us here; on [8, 512, 16, 16] it was 1.5 times slower.
+_SMALL = 16384
+
+
+def _stock_is_faster(x: Tensor) -> bool:
+    """Whether to take stock PyTorch: on the CPU, for few elements, where that changes nothing but the time."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not 0 < x.numel() < _SMALL:
+        return False
+    # A forced backend must run, autocast would cast, and stock group norm gives channels_last up.
+    plain = backends.forced() is None and not torch.is_autocast_enabled("cpu")
+    return plain and layout.memory_format_of(x) == torch.contiguous_format
+
+
+def _stock_group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Tensor:
+    if weight is None and bias is not None:  # its backward fails there
+        weight = torch.ones_like(bias)
+    y = torch.group_norm(x, num_groups, weight, bias, eps)  # F.group_norm refuses groups of one element
+    space = [1] * (x.dim() - 2)
+    if scale is not None:
+        y = y * (1 + scale.reshape(*scale.shape, *space))
+    return y if shift is None else y + shift.reshape(*shift.shape, *space)
 
 
 def _per_channel_count(x: Tensor) -> int:

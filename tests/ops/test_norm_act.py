@@ -1,0 +1,274 @@
+"""The norm_act family: what the battery cannot know."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.utils import stateless
+
+import genmod
+from genmod import _native, nn, ops
+from genmod.specs import norm_act as specs
+from genmod.testing import battery
+
+NATIVE = pytest.mark.skipif(not _native.loaded, reason=f"no C++ kernels: {_native.reason}")
+BACKENDS = ["reference", pytest.param("cpp", marks=NATIVE)]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def test_group_norm_by_hand():
+    """Two groups of two values: (x - mean) / std is -1 and 1, whatever the values."""
+    x = torch.tensor([[3.0, 5.0, -7.0, 1.0]], dtype=torch.double)
+    w, b = torch.tensor([1.0, 2.0, 3.0, 4.0]).double(), torch.tensor([0.0, 1.0, 0.0, -5.0]).double()
+    scale, shift = torch.tensor([[0.0, 0.0, 1.0, 0.0]]).double(), torch.tensor([[0.0, 0.0, 0.0, 10.0]]).double()
+    y = ops.group_norm_act(x, 2, w, b, 1e-12, activation="identity", scale=scale, shift=shift)
+    torch.testing.assert_close(y, torch.tensor([[-1.0, 3.0, -6.0, 9.0]]).double())
+
+
+def test_bias_act_is_the_paper_s():
+    """lrelu with a slope of 0.2 and a gain of sqrt(2) keeps the second moment of a centred input almost."""
+    y = ops.bias_act(
+        torch.tensor([[-1.0, 1.0, 8.0]]), activation="leaky_relu", negative_slope=0.2, gain=2**0.5, clamp=2
+    )
+    torch.testing.assert_close(y, torch.tensor([[-0.2 * 2**0.5, 2**0.5, 2.0]]))
+
+
+# Statistics.
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("mean", [1000.0, -30000.0])
+def test_a_large_mean_costs_no_more_than_in_torch(backend, layout, mean):
+    """Also over several pieces of work, whose moments have to be joined."""
+    x = (torch.randn(2, 8, 50, 60) + mean).contiguous(memory_format=layout)
+    exact = F.group_norm(x.double(), 2)
+    theirs = (F.group_norm(x, 2) - exact).abs().max()
+    with genmod.backend(backend):
+        ours = (ops.group_norm_act(x, 2, activation="identity") - exact).abs().max()
+        assert ours <= 2 * theirs + 1e-6
+        exact = F.batch_norm(x.double(), None, None, training=True)
+        theirs = (F.batch_norm(x, None, None, training=True) - exact).abs().max()
+        ours = (ops.batch_norm_act(x, None, None, training=True, activation="identity") - exact).abs().max()
+        assert ours <= 2 * theirs + 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
+def test_running_statistics_move_as_torch_s(backend, dtype, momentum):
+    theirs = torch.randn(5).to(dtype), torch.rand(5).to(dtype)
+    ours = tuple(t.clone() for t in theirs)
+    with genmod.backend(backend):
+        for batch in (4, 7, 1):
+            x = (2 * torch.randn(batch, 5, 3, 2) + 1).to(dtype)
+            F.batch_norm(x, *theirs, training=True, momentum=momentum)
+            ops.batch_norm_act(x, *ours, training=True, momentum=momentum)
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_an_empty_batch_leaves_running_statistics_alone():
+    running = torch.ones(3), torch.ones(3)
+    ops.batch_norm_act(torch.zeros(0, 3, 2), *running, training=True)
+    assert all((t == 1).all() for t in running)
+
+
+# Rows of memory that kernels cut in their own ways: many lanes, few, short planes, several pieces, one block.
+
+
+@NATIVE
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 2, 190, 181), (3, 130, 5, 7), (2, 3, 64, 65), (70, 6, 2, 3), (1, 300, 9, 8), (2, 4, 129, 140)],
+    ids=str,
+)
+def test_sizes_that_cut_differently(shape, layout):
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    channels = shape[1]
+    samples = [
+        (specs.eager_group_norm_act, ops.group_norm_act, (x, 1), {}),
+        (specs.eager_group_norm_act, ops.group_norm_act, (x, channels), {"residual": torch.randn(shape)}),
+        (specs.eager_batch_norm_act, ops.batch_norm_act, (x, None, None, None, None, True), {}),
+        (specs.eager_bias_act, ops.bias_act, (x,), {"activation": "gelu"}),
+    ]
+    for eager, ours, args, kwargs in samples:
+        results = []
+        for function, dtype in ((eager, torch.double), (ours, torch.float)):
+            parameters = [torch.linspace(0.5, 1.5, channels), torch.linspace(-1, 1, channels)]
+            if ours is ops.bias_act:
+                parameters = parameters[1:]
+            inputs = [t.to(dtype).requires_grad_() for t in (x, *parameters)]
+            given = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+            names = ("weight", "bias")[-len(parameters) :]
+            rest = tuple(a for a in args[1:] if ours is not ops.batch_norm_act)
+            if ours is ops.batch_norm_act:
+                rest, given = (None, None), {"training": True}
+            with genmod.backend("cpp"):
+                outputs = battery.as_tuple(function(inputs[0], *rest, **dict(zip(names, inputs[1:])), **given))
+                grads = torch.autograd.grad(outputs, inputs, battery.cotangents(outputs))
+            results.append([*outputs, *grads])
+        for exact, got in zip(*results, strict=True):
+            torch.testing.assert_close(got.double(), exact, rtol=2e-4, atol=2e-5 * exact.abs().max().item())
+
+
+@NATIVE
+def test_whole_blocks_and_shared_blocks_have_the_same_bits():
+    """Few blocks on several threads are shared among them, on one thread they are not."""
+    x, threads = torch.randn(1, 4, 150, 160), torch.get_num_threads()
+    results = []
+    with genmod.backend("cpp"):
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            try:
+                leaf = x.clone().requires_grad_()
+                y = ops.group_norm_act(leaf, 1)
+                results.append((y, *torch.autograd.grad(y, leaf, x)))
+            finally:
+                torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@NATIVE
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set(capability):
+    code = (
+        "import torch, genmod; from genmod import _native; from genmod.specs import specs\n"
+        "from genmod.testing import battery\n"
+        "print(_native.instruction_set())\n"
+        "with genmod.backend('cpp'):\n"
+        "    for name in ('group_norm_act', 'batch_norm_act', 'bias_act'):\n"
+        "        for dtype in (torch.float32, torch.bfloat16, torch.float16):\n"
+        "            battery.accuracy(specs()[name], torch.device('cpu'), dtype)\n"
+    )
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    used = done.stdout.strip().splitlines()[-1]
+    if used != {"default": "baseline"}.get(capability, capability):
+        pytest.skip(f"this processor has no {capability}; {used} ran")
+
+
+# Derivatives.
+
+
+def test_second_derivative_of_a_piecewise_linear_activation_is_none():
+    x = torch.randn(3, 4, 5, requires_grad=True)
+    with genmod.backend("reference"):
+        y = ops.bias_act(x, activation="leaky_relu", negative_slope=0.2)
+    (grad,) = torch.autograd.grad(y, x, torch.randn(3, 4, 5, requires_grad=True), create_graph=True)
+    assert torch.autograd.grad(grad.sum(), x, allow_unused=True) == (None,)
+
+
+def test_statistics_have_no_gradient():
+    """They are outputs of the dispatcher op; the gradient of y already holds what flows through them."""
+    x = torch.randn(2, 4, 3, requires_grad=True)
+    y, _, mean, rstd = torch.ops.genmod.group_norm_act(x, None, None, None, None, None, 2, 1e-5, "silu", 0.01)
+    assert y.requires_grad
+    assert not mean.requires_grad
+    assert not rstd.requires_grad
+
+
+def model(x, w, b):
+    y, total = ops.group_norm_act(x, 2, w, b, residual=x * x)
+    return (ops.bias_act(y, b, activation="gelu") * total).sum() + ops.batch_norm_act(y, b, w * w, w).sum()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_torch_func_grad(compiled):
+    tensors = torch.randn(3, 4, 5), torch.rand(4) + 0.5, torch.randn(4)
+    gradient = torch.func.grad(model)
+    if compiled:
+        torch._dynamo.reset()
+        gradient = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    leaf = tensors[0].clone().requires_grad_()
+    expected = torch.autograd.grad(model(leaf, *tensors[1:]), leaf)[0]
+    torch.testing.assert_close(gradient(*tensors), expected)
+
+
+def test_compile_updates_buffers_without_graph_breaks():
+    torch._dynamo.reset()
+    ours, theirs = nn.BatchNormAct(4), torch.nn.BatchNorm2d(4)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        x = torch.randn(3, 4, 40, 50)
+        torch.testing.assert_close(compiled(x), theirs(x).relu())
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+# Small calls, which stock PyTorch serves faster.
+
+
+@pytest.mark.parametrize("size", [2, 100])
+def test_small_and_large_calls_agree(size):
+    """Whatever the choice of backend is, and in autocast too."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w, b = (torch.randn(s).to(dtype) for s in ((2, 4, size, size), (4,), (4,)))
+        calls = {
+            "group": lambda x, w, b: ops.group_norm_act(x, 2, w, b, residual=x),
+            "bias alone": lambda x, w, b: ops.group_norm_act(x, 2, bias=b, activation="tanh"),
+            "batch": lambda x, w, b: ops.batch_norm_act(x, b.clone(), w.clone() ** 2, w, b, True),
+            "bias": lambda x, w, b: ops.bias_act(x, b, activation="silu", gain=2.0, clamp=1.0),
+        }
+        for name, call in calls.items():
+            with genmod.backend("reference"):
+                leaf = x.clone().requires_grad_()
+                expected = battery.as_tuple(call(leaf, w, b))
+                expected = (*expected, *torch.autograd.grad(expected, leaf, battery.cotangents(expected)))
+            leaf = x.clone().requires_grad_()
+            with torch.autocast("cpu", enabled=name == "group"):
+                got = battery.as_tuple(call(leaf, w, b))
+            got = (*got, *torch.autograd.grad(got, leaf, battery.cotangents(got)))
+            for g, e in zip(got, expected, strict=True):
+                loose = dtype is torch.bfloat16
+                torch.testing.assert_close(g, e, rtol=0.05 if loose else 1e-4, atol=0.1 if loose else 1e-4)
+
+
+# Modules.
+
+
+def test_group_norm_act_loads_torch_s_checkpoint():
+    theirs = torch.nn.GroupNorm(2, 6, eps=1e-3)
+    torch.nn.init.normal_(theirs.weight)
+    ours = nn.GroupNormAct(2, 6, eps=1e-3, activation="leaky_relu", negative_slope=0.2)
+    ours.load_state_dict(theirs.state_dict())
+    x, scale, shift = torch.randn(2, 6, 5, 4), torch.randn(2, 6), torch.randn(2, 6)
+    torch.testing.assert_close(ours(x), F.leaky_relu(theirs(x), 0.2))
+    y, total = ours(x, x, scale=scale, shift=shift)
+    expected = theirs(2 * x) * (1 + scale[..., None, None]) + shift[..., None, None]
+    torch.testing.assert_close(y, F.leaky_relu(expected, 0.2))
+    torch.testing.assert_close(total, 2 * x)
+    assert "activation='leaky_relu'" in repr(ours)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"track_running_stats": False}, {"affine": False}], ids=str
+)
+def test_batch_norm_act_keeps_its_buffers_as_torch_does(options):
+    theirs, ours = torch.nn.BatchNorm2d(3, **options), nn.BatchNormAct(3, **options)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for training in (True, True, False):
+        x = 2 * torch.randn(4, 3, 5, 2) + 1
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x).relu())
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    with pytest.raises(ValueError, match="4D"):
+        ours(torch.zeros(2, 3))
+
+
+def test_bias_act_module():
+    module = nn.BiasAct(3, "leaky_relu", negative_slope=0.2, gain=2.0, clamp=1.5)
+    x = torch.randn(2, 3, 4)
+    y = stateless.functional_call(module, {"bias": torch.ones(3)}, (x,))
+    torch.testing.assert_close(y, (2 * F.leaky_relu(x + 1, 0.2)).clamp(-1.5, 1.5))
+    assert not list(nn.BiasAct(3, "relu", bias=False).parameters())
+    for make in (nn.GroupNormAct, nn.BatchNormAct):
+        with pytest.raises(ValueError, match=r"activation.*swish.*silu"):
+            make(4, *([4] if make is nn.GroupNormAct else []), activation="swish")
