@@ -1,0 +1,379 @@
+// Normalisation and activation. The formulas are those of genmod/reference/norm_act.py.
+#include "norm_act.h"
+
+#include <algorithm>
+#include <initializer_list>
+#include <vector>
+
+#include "activation.h"
+#include "tile.h"
+
+namespace genmod {
+namespace GENMOD_ISA {
+namespace {
+
+constexpr int64_t kTile = 2048;  // elements that are looked at several times while they are in level-1 cache
+
+// Elements of dense memory as A, straight from there if they are A already.
+template <class A, class S> GENMOD_INLINE const A* read(const void* data, int64_t begin, int64_t n, A* buffer) {
+  return load<A, S>({data, 0}, begin + n, begin, n, buffer);
+}
+template <class A, class S> GENMOD_INLINE A* target(void* data, int64_t begin, A* buffer) {
+  if constexpr (same<A, S>) return (A*)data + begin;
+  return buffer;
+}
+template <class A, class S> GENMOD_INLINE void write(const A* __restrict buffer, void* data, int64_t begin, int64_t n) {
+  if constexpr (!same<A, S>)
+    for (int64_t i = 0; i < n; i++) narrow(buffer[i], ((S*)data)[begin + i]);
+}
+
+// Coefficients C: one value for a stretch of a plane, an array along the lanes of rows.
+template <class A> GENMOD_INLINE A pick(A value, int64_t) { return value; }
+template <class A> GENMOD_INLINE A pick(const A* __restrict values, int64_t i) { return values[i]; }
+
+template <class A> struct Bound { A negative_slope, gain, clamp; };
+
+// The loops that depend on the activation, one function each.
+template <bool BOUNDED, class A, class C> struct Tiles {
+  template <Activation F> struct Forward {
+    static void function(const A* __restrict x, A* __restrict y, C mean, C slope, C offset, Bound<A> bound, int64_t n) {
+      for (int64_t i = 0; i < n; i++) {
+        const A z = (x[i] - pick<A>(mean, i)) * pick<A>(slope, i) + pick<A>(offset, i);
+        A v = activate<F>(z, bound.negative_slope);
+        if (BOUNDED) {
+          v = v * bound.gain;
+          v = v > bound.clamp ? bound.clamp : v;
+          v = v < -bound.clamp ? -bound.clamp : v;
+        }
+        y[i] = v;
+      }
+    }
+  };
+  template <Activation F> struct Slope {
+    static void function(const A* __restrict x, const A* __restrict grad, A* __restrict dz, C mean, C slope, C offset, Bound<A> bound, int64_t n) {
+      for (int64_t i = 0; i < n; i++) {
+        const A z = (x[i] - pick<A>(mean, i)) * pick<A>(slope, i) + pick<A>(offset, i);
+        A d = activation_slope<F>(z, bound.negative_slope);
+        if (BOUNDED) {
+          const A v = activate<F>(z, bound.negative_slope) * bound.gain;
+          d = d * bound.gain;
+          d = v > bound.clamp || v < -bound.clamp ? A(0) : d;
+        }
+        dz[i] = grad[i] * d;
+      }
+    }
+  };
+};
+template <class A, class C> static auto forward_tile(const NormShared& p) {
+  return p.bounded ? function_for<Tiles<true, A, C>::template Forward>(p.activation) : function_for<Tiles<false, A, C>::template Forward>(p.activation);
+}
+template <class A, class C> static auto slope_tile(const NormShared& p) {
+  return p.bounded ? function_for<Tiles<true, A, C>::template Slope>(p.activation) : function_for<Tiles<false, A, C>::template Slope>(p.activation);
+}
+template <class A> static Bound<A> bound_of(const NormShared& p) { return {(A)p.negative_slope, (A)p.gain, (A)p.clamp}; }
+
+template <class A, class C>
+static void gradient_tile(const A* __restrict x, const A* __restrict dz, A* __restrict dx, C mean, C slope, C tilt, C level, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dx[i] = dz[i] * pick<A>(slope, i) + ((x[i] - pick<A>(mean, i)) * pick<A>(tilt, i) + pick<A>(level, i));
+}
+
+// The same from a dz that lies where dx is to be.
+template <class A> static void gradient_in_place(const A* __restrict x, A* __restrict dx, A mean, A slope, A tilt, A level, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dx[i] = dx[i] * slope + ((x[i] - mean) * tilt + level);
+}
+
+template <class A> static void add_tile(const A* __restrict a, const A* __restrict b, A* __restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
+}
+template <class A> static void accumulate_tile(const A* __restrict a, A* __restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; i++) out[i] += a[i];
+}
+
+// Sums over a stretch of a plane, in sixteen lanes as in tile.h.
+template <class A> static double sum_of_squares(const A* __restrict x, A mean, int64_t n) {
+  A lanes[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int l = 0; l < 16; l++) lanes[l] += (x[i + l] - mean) * (x[i + l] - mean);
+  double total = 0;
+  for (; i < n; i++) total += (double)((x[i] - mean) * (x[i] - mean));
+  for (int l = 0; l < 16; l++) total += (double)lanes[l];
+  return total;
+}
+template <class A> static double sum_of_products(const A* __restrict dz, const A* __restrict x, A mean, int64_t n) {
+  A lanes[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int l = 0; l < 16; l++) lanes[l] += dz[i + l] * (x[i + l] - mean);
+  double total = 0;
+  for (; i < n; i++) total += (double)(dz[i] * (x[i] - mean));
+  for (int l = 0; l < 16; l++) total += (double)lanes[l];
+  return total;
+}
+
+// Moments of n elements joined to those of `count` (Chan, Golub and LeVeque).
+GENMOD_INLINE void join(double& mean, double& squares, double count, double other_mean, double other_squares, double n) {
+  const double delta = other_mean - mean, share = n / (count + n);
+  mean += delta * share;
+  squares += other_squares + delta * delta * count * share;
+}
+
+// Rows: sums along the lanes. Where there are few lanes, several rows are taken as one, so that there is a vector's worth.
+struct Lanes {
+  int64_t count, width;
+  explicit Lanes(int64_t lanes) : count(lanes), width(lanes * (lanes < 64 ? 64 / lanes : 1)) {}
+  // Adds the sums of the rows that were taken together, and clears them.
+  template <class A, class To> void fold(A* __restrict sums, To* __restrict out) const {
+    for (int64_t w = 0; w < width; w += count)
+      for (int64_t l = 0; l < count; l++) {
+        out[l] += (To)sums[w + l];
+        sums[w + l] = 0;
+      }
+  }
+  // f(position in memory, elements) for each stretch along the lanes.
+  template <class Call> void stretches(int64_t n, Call&& f) const {
+    for (int64_t i = 0; i < n; i += width) f(i, n - i < width ? n - i : width);
+  }
+  // Elements of a tile: whole rows.
+  int64_t tile() const { return width * (kTile * 2 / width > 0 ? kTile * 2 / width : 1); }
+};
+
+// The coefficients of one block, along its lanes.
+template <class A> struct LaneCoefficients {
+  Lanes lanes;
+  std::vector<A> values;
+  LaneCoefficients(const NormCut& cut, int64_t block, std::initializer_list<const double*> all) : lanes(cut.lanes), values((size_t)(all.size() * lanes.width)) {
+    A* out = values.data();
+    for (const double* v : all)
+      for (int64_t w = 0; w < lanes.width; w += lanes.count)
+        for (int64_t c = 0; c < cut.block_channels(); c++)
+          for (int64_t s = 0; s < cut.spread; s++) *out++ = (A)v[block * cut.block_channels() + c];
+  }
+  const A* operator[](int which) const { return values.data() + which * lanes.width; }
+};
+
+// Pieces [first, last) of all blocks, one after another.
+template <class P, class Call> static void each_piece(const P& p, int64_t first, int64_t last, Call&& f) {
+  for (int64_t t = first; t < last; t++) {
+    const int64_t block = t / p.cut.pieces, piece = t % p.cut.pieces;
+    f(t, block, piece, p.cut.offset(block, piece), p.cut.piece_length(piece));
+  }
+}
+
+// f(begin, elements) for each tile of a piece.
+template <class Call> static void tiles(int64_t offset, int64_t length, int64_t tile, Call&& f) {
+  for (int64_t begin = 0; begin < length; begin += tile) f(offset + begin, length - begin < tile ? length - begin : tile);
+}
+
+template <class S> static void add(const NormForward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  alignas(64) A xb[kTile], rb[kTile], sb[kTile];
+  each_piece(p, first, last, [&](int64_t, int64_t, int64_t, int64_t offset, int64_t length) {
+    tiles(offset, length, kTile, [&](int64_t at, int64_t n) {
+      add_tile(read<A, S>(p.x, at, n, xb), read<A, S>(p.residual, at, n, rb), target<A, S>(p.sum, at, sb), n);
+      write<A, S>(sb, p.sum, at, n);
+    });
+  });
+}
+
+template <class S> static void moments_of_planes(const NormForward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  alignas(64) A buffer[kTile];
+  each_piece(p, first, last, [&](int64_t t, int64_t, int64_t, int64_t offset, int64_t length) {
+    double mean = 0, squares = 0, count = 0;
+    tiles(offset, length, kTile, [&](int64_t at, int64_t n) {
+      const A* x = read<A, S>(p.x, at, n, buffer);
+      const double tile_mean = sum(x, n) / (double)n;
+      const A near = (A)tile_mean;
+      const double away = tile_mean - (double)near;  // the squares are about `near`; move them to the mean
+      join(mean, squares, count, tile_mean, sum_of_squares(x, near, n) - away * away * (double)n, (double)n);
+      count += (double)n;
+    });
+    p.moments[2 * t] = mean;
+    p.moments[2 * t + 1] = squares;
+  });
+}
+
+template <class S> static void moments_of_rows(const NormForward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  const NormCut& cut = p.cut;
+  const Lanes lanes(cut.lanes);
+  const int64_t together = cut.lanes / cut.statistics;  // lanes to a statistic
+  std::vector<A> buffer((size_t)lanes.tile()), sums((size_t)lanes.width), near((size_t)lanes.width);
+  std::vector<double> totals((size_t)cut.lanes), tile_mean((size_t)cut.statistics), tile_squares((size_t)cut.statistics);
+  const auto collect = [&](double* out) {  // lane sums to sums per statistic
+    std::fill(totals.begin(), totals.end(), 0.);
+    lanes.fold(sums.data(), totals.data());
+    for (int64_t g = 0; g < cut.statistics; g++) {
+      double total = 0;
+      for (int64_t l = 0; l < together; l++) total += totals[(size_t)(g * together + l)];
+      out[g] = total;
+    }
+  };
+  each_piece(p, first, last, [&](int64_t t, int64_t, int64_t, int64_t offset, int64_t length) {
+    double count = 0, *out = p.moments + 2 * t * cut.statistics;
+    for (int64_t g = 0; g < 2 * cut.statistics; g++) out[g] = 0;
+    tiles(offset, length, lanes.tile(), [&](int64_t at, int64_t n) {
+      const A* x = read<A, S>(p.x, at, n, buffer.data());
+      const double share = (double)(n / cut.lanes * together);
+      lanes.stretches(n, [&](int64_t i, int64_t m) {
+        A* __restrict s = sums.data();
+        for (int64_t l = 0; l < m; l++) s[l] += x[i + l];
+      });
+      collect(tile_mean.data());
+      for (int64_t l = 0; l < cut.lanes; l++) near[(size_t)l] = (A)(tile_mean[(size_t)(l / together)] / share);
+      for (int64_t w = cut.lanes; w < lanes.width; w++) near[(size_t)w] = near[(size_t)(w - cut.lanes)];
+      lanes.stretches(n, [&](int64_t i, int64_t m) {
+        A* __restrict s = sums.data();
+        const A* __restrict c = near.data();
+        for (int64_t l = 0; l < m; l++) s[l] += (x[i + l] - c[l]) * (x[i + l] - c[l]);
+      });
+      collect(tile_squares.data());
+      for (int64_t g = 0; g < cut.statistics; g++) {
+        const double mean = tile_mean[(size_t)g] / share, away = mean - (double)near[(size_t)(g * together)];
+        join(out[2 * g], out[2 * g + 1], count, mean, tile_squares[(size_t)g] - away * away * share, share);
+      }
+      count += share;
+    });
+  });
+}
+
+template <class S> static void apply_to_planes(const NormForward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  const auto activate_tile = forward_tile<A, A>(p);
+  alignas(64) A xb[kTile], yb[kTile];
+  each_piece(p, first, last, [&](int64_t, int64_t block, int64_t piece, int64_t offset, int64_t length) {
+    const int64_t c = block * p.cut.block_channels() + p.cut.channel(piece, 0);
+    tiles(offset, length, kTile, [&](int64_t at, int64_t n) {
+      const A* x = read<A, S>(p.x, at, n, xb);
+      activate_tile(x, target<A, S>(p.y, at, yb), (A)p.mean[c], (A)p.slope[c], (A)p.offset[c], bound_of<A>(p), n);
+      write<A, S>(yb, p.y, at, n);
+    });
+  });
+}
+
+template <class S> static void apply_to_rows(const NormForward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  const auto activate_tile = forward_tile<A, const A*>(p);
+  const Lanes lanes(p.cut.lanes);
+  std::vector<A> xb((size_t)lanes.tile()), yb((size_t)lanes.tile());
+  each_piece(p, first, last, [&](int64_t, int64_t block, int64_t, int64_t offset, int64_t length) {
+    const LaneCoefficients<A> k(p.cut, block, {p.mean, p.slope, p.offset});
+    tiles(offset, length, lanes.tile(), [&](int64_t at, int64_t n) {
+      const A* x = read<A, S>(p.x, at, n, xb.data());
+      A* y = target<A, S>(p.y, at, yb.data());
+      lanes.stretches(n, [&](int64_t i, int64_t m) { activate_tile(x + i, y + i, k[0], k[1], k[2], bound_of<A>(p), m); });
+      write<A, S>(yb.data(), p.y, at, n);
+    });
+  });
+}
+
+template <bool SUMS, bool GRADIENT, class S> static void backward_of_planes(const NormBackward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  const auto differentiate_tile = slope_tile<A, A>(p);
+  alignas(64) A xb[kTile], gb[kTile], db[kTile], ob[kTile];
+  each_piece(p, first, last, [&](int64_t t, int64_t block, int64_t piece, int64_t offset, int64_t length) {
+    const int64_t c = block * p.cut.block_channels() + p.cut.channel(piece, 0);
+    const A mean = (A)p.mean[c], slope = (A)p.slope[c];
+    double dz_sum = 0, product_sum = 0;
+    tiles(offset, length, kTile, [&](int64_t at, int64_t n) {
+      const A* x = read<A, S>(p.x, at, n, xb);
+      A* dx = GRADIENT || p.keep_dz ? target<A, S>(p.dx, at, ob) : nullptr;
+      if (GRADIENT && p.keep_dz) {
+        gradient_in_place(x, dx, mean, slope, (A)p.tilt[c], (A)p.level[c], n);
+        if (p.grad_sum) accumulate_tile(read<A, S>(p.grad_sum, at, n, gb), dx, n);
+        return;
+      }
+      A* dz = p.keep_dz ? dx : db;
+      differentiate_tile(x, read<A, S>(p.grad, at, n, gb), dz, mean, slope, (A)p.offset[c], bound_of<A>(p), n);
+      if (SUMS) {
+        dz_sum += sum(dz, n);
+        product_sum += sum_of_products(dz, x, mean, n);
+      }
+      if (GRADIENT) {
+        gradient_tile<A>(x, dz, dx, mean, slope, (A)p.tilt[c], (A)p.level[c], n);
+        if (p.grad_sum) accumulate_tile(read<A, S>(p.grad_sum, at, n, gb), dx, n);
+        write<A, S>(ob, p.dx, at, n);
+      }
+    });
+    if (SUMS) {
+      p.sums[2 * t] = dz_sum;
+      p.sums[2 * t + 1] = product_sum;
+    }
+  });
+}
+
+template <class A> static void sum_lanes(const A* __restrict dz, const A* __restrict x, const A* __restrict mean, A* __restrict dz_sums, A* __restrict product_sums, int64_t n) {
+  for (int64_t l = 0; l < n; l++) {
+    dz_sums[l] += dz[l];
+    product_sums[l] += dz[l] * (x[l] - mean[l]);
+  }
+}
+
+template <bool SUMS, bool GRADIENT, class S> static void backward_of_rows(const NormBackward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  const auto differentiate_tile = slope_tile<A, const A*>(p);
+  const Lanes lanes(p.cut.lanes);
+  const size_t tile = (size_t)lanes.tile(), width = (size_t)lanes.width, count = (size_t)lanes.count;
+  std::vector<A> xb(tile), gb(tile), db(tile), ob(tile), dz_sums(width), product_sums(width);
+  std::vector<double> dz_totals(count), product_totals(count);
+  each_piece(p, first, last, [&](int64_t t, int64_t block, int64_t, int64_t offset, int64_t length) {
+    const LaneCoefficients<A> k(p.cut, block, {p.mean, p.slope, p.offset, p.tilt, p.level});
+    std::fill(dz_totals.begin(), dz_totals.end(), 0.);
+    std::fill(product_totals.begin(), product_totals.end(), 0.);
+    tiles(offset, length, lanes.tile(), [&](int64_t at, int64_t n) {
+      const A* x = read<A, S>(p.x, at, n, xb.data());
+      const A* grad = read<A, S>(p.grad, at, n, gb.data());
+      A *dz = db.data(), *dx = GRADIENT ? target<A, S>(p.dx, at, ob.data()) : nullptr;
+      lanes.stretches(n, [&](int64_t i, int64_t m) {
+        differentiate_tile(x + i, grad + i, dz + i, k[0], k[1], k[2], bound_of<A>(p), m);
+        if (SUMS) sum_lanes(dz + i, x + i, k[0], dz_sums.data(), product_sums.data(), m);
+        if (GRADIENT) gradient_tile<A>(x + i, dz + i, dx + i, k[0], k[1], k[3], k[4], m);
+      });
+      if (SUMS) {
+        lanes.fold(dz_sums.data(), dz_totals.data());
+        lanes.fold(product_sums.data(), product_totals.data());
+      }
+      if (GRADIENT) {
+        if (p.grad_sum) accumulate_tile(read<A, S>(p.grad_sum, at, n, gb.data()), dx, n);
+        write<A, S>(ob.data(), p.dx, at, n);
+      }
+    });
+    double* out = p.sums + 2 * t * p.cut.lanes;
+    for (size_t l = 0; SUMS && l < count; l++) {
+      out[2 * l] = dz_totals[l];
+      out[2 * l + 1] = product_totals[l];
+    }
+  });
+}
+
+// Entry points: pick the storage type and the form of memory.
+#define GENMOD_BY_STORAGE(name, Params, ...)                                     \
+  static void name##_any(const Params& p, int64_t first, int64_t last) {         \
+    const auto run = [&](auto storage) {                                         \
+      using S = decltype(storage);                                               \
+      __VA_ARGS__                                                                \
+    };                                                                           \
+    switch (p.dtype) {                                                           \
+      case Dtype::f32: return run(float{});                                      \
+      case Dtype::f64: return run(double{});                                     \
+      case Dtype::bf16: return run(bf16{});                                      \
+      case Dtype::f16: return run(f16{});                                        \
+    }                                                                            \
+  }
+GENMOD_BY_STORAGE(add, NormForward, add<S>(p, first, last);)
+GENMOD_BY_STORAGE(moments, NormForward, p.cut.in_rows ? moments_of_rows<S>(p, first, last) : moments_of_planes<S>(p, first, last);)
+GENMOD_BY_STORAGE(apply, NormForward, p.cut.in_rows ? apply_to_rows<S>(p, first, last) : apply_to_planes<S>(p, first, last);)
+template <bool SUMS, bool GRADIENT, class S> static void backward(const NormBackward& p, int64_t first, int64_t last) {
+  p.cut.in_rows ? backward_of_rows<SUMS, GRADIENT, S>(p, first, last) : backward_of_planes<SUMS, GRADIENT, S>(p, first, last);
+}
+GENMOD_BY_STORAGE(sums, NormBackward, backward<true, false, S>(p, first, last);)
+GENMOD_BY_STORAGE(gradient, NormBackward, backward<false, true, S>(p, first, last);)
+GENMOD_BY_STORAGE(both, NormBackward, backward<true, true, S>(p, first, last);)
+
+}  // namespace
+
+extern const NormKernels norm_kernels{add_any, moments_any, apply_any, sums_any, gradient_any, both_any};
+
+}  // namespace GENMOD_ISA
+}  // namespace genmod

@@ -1,0 +1,362 @@
+// Tensors in, raw pointers to the kernels, tensors out: the family's dispatcher ops on the CPU.
+// Schemas, fakes and autograd are in genmod/ops/norm_act.py; arguments were checked there too.
+#include "cpu/norm_act.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "cpu/norm_statistics.h"
+#include "tensors.h"
+
+namespace genmod {
+namespace {
+
+Activation parse_activation(const std::string& name) {
+  const char* names[] = {"identity", "relu", "leaky_relu", "silu", "gelu", "tanh", "sigmoid"};
+  for (int i = 0; i < 7; i++)
+    if (name == names[i]) return (Activation)i;
+  STD_TORCH_CHECK(false, "genmod: unknown activation '", name, "'");
+}
+
+// Parameters and statistics are short: plain loops here, and the dispatcher's conversion for half precision only.
+std::vector<double> in_double(const std::optional<Tensor>& t) {
+  if (!t) return {};
+  const ScalarType type = t->scalar_type();
+  const bool full = type == ScalarType::Float || type == ScalarType::Double;
+  const Tensor dense = densified(full ? *t : torch::stable::to(*t, ScalarType::Float), MemoryFormat::Contiguous);
+  std::vector<double> out((size_t)dense.numel());
+  const void* data = dense.const_data_ptr();
+  for (size_t i = 0; i < out.size(); i++) out[i] = type == ScalarType::Double ? ((const double*)data)[i] : (double)((const float*)data)[i];
+  return out;
+}
+
+Tensor from_double(const std::vector<double>& values, const std::vector<int64_t>& sizes, const Tensor& like, ScalarType type) {
+  const bool wide = type == ScalarType::Double;
+  Tensor out = empty(sizes, like, wide ? type : ScalarType::Float);
+  void* data = out.mutable_data_ptr();
+  for (size_t i = 0; i < values.size(); i++) {
+    if (wide) ((double*)data)[i] = values[i];
+    else ((float*)data)[i] = (float)values[i];
+  }
+  return wide || type == ScalarType::Float ? out : torch::stable::to(out, type);
+}
+
+// What statistics are taken over.
+enum class Over { group, batch, nothing };
+
+// Below this many elements to a channel of a sample, its row is too short for a loop of its own.
+constexpr int64_t kShortRow = 64, kShortRowOfGroup = 16;
+
+// A dense input, and how the work on it is cut.
+struct NormInput {
+  Dtype dtype;
+  MemoryFormat format;
+  Tensor x;
+  std::vector<int64_t> sizes;
+  NormCut cut{};
+
+  NormInput(const Tensor& given, Over over, int64_t groups) : dtype(dtype_of(given)), format(format_of(View(given))), x(densified(given, format)), sizes(given.sizes().vec()) {
+    const int64_t samples = sizes[0], channels = sizes[1];
+    int64_t space = 1;
+    for (size_t d = 2; d < sizes.size(); d++) space *= sizes[d];
+    const bool last = format != MemoryFormat::Contiguous, group = over == Over::group;
+    cut.channels = channels;
+    cut.space = space;
+    cut.over_batch = over == Over::batch;
+    cut.in_rows = last || space < (group ? kShortRowOfGroup : kShortRow);
+    if (cut.in_rows) {
+      cut.blocks = group ? samples : 1;
+      cut.statistics = group ? groups : channels;
+      cut.statistic_channels = group ? channels / groups : 1;
+      cut.spread = last ? 1 : space;
+      cut.lanes = channels * cut.spread;
+      cut.rows = (last ? space : 1) * (group ? 1 : samples);
+      cut.piece_rows = cut.lanes < kPiece && cut.lanes > 0 ? kPiece / cut.lanes : 1;
+      cut.pieces = cut.lanes > 0 ? (cut.rows + cut.piece_rows - 1) / cut.piece_rows : 0;
+    } else {
+      cut.statistics = 1;
+      cut.statistic_channels = group ? channels / groups : 1;
+      cut.channel_pieces = (space + kPiece - 1) / kPiece;
+      cut.blocks = group ? samples * groups : over == Over::batch ? channels : samples * channels;
+      cut.pieces = cut.channel_pieces * (group ? cut.statistic_channels : over == Over::batch ? samples : 1);
+    }
+  }
+
+  int64_t numel() const { return cut.channels * cut.space * sizes[0]; }
+  Tensor like_x(bool wanted = true) const { return wanted ? empty(sizes, x, x.scalar_type(), format) : empty({0}, x, x.scalar_type()); }
+  ScalarType wide() const { return accumulate_type(dtype); }
+
+  // Another tensor of x's shape and dtype, as dense as x.
+  Tensor alike(const Tensor& t) const {
+    STD_TORCH_CHECK(t.numel() == numel() && dtype_of(t) == dtype, "genmod: tensors that go together must have one shape and dtype");
+    return densified(t, format);
+  }
+};
+
+// Runs `first` over pieces, then `finish` over the blocks they make, then `second` over pieces. A thread takes whole
+// blocks, which stay in its cache, unless there are too few of them to keep all threads busy.
+template <class First, class Finish, class Second>
+void through_blocks(const NormCut& cut, int64_t numel, First&& first, Finish&& finish, Second&& second) {
+  constexpr int64_t kGrain = 2 * kPiece;  // elements a thread takes at least
+  const int64_t threads = torch::stable::get_num_threads(), pieces = cut.blocks * cut.pieces;
+  const auto whole = [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; b++) {
+      first(b * cut.pieces, (b + 1) * cut.pieces);
+      finish(b);
+      second(b * cut.pieces, (b + 1) * cut.pieces);
+    }
+  };
+  const auto grain = [&](int64_t items) { return 1 + kGrain * items / numel; };
+  if (numel == 0) {
+    for (int64_t b = 0; b < cut.blocks; b++) finish(b);
+    return;
+  }
+  if (numel <= kGrain || threads == 1) return whole(0, cut.blocks);
+  if (cut.blocks >= 8 * threads || cut.blocks % threads == 0) return torch::stable::parallel_for(0, cut.blocks, grain(cut.blocks), whole);
+  torch::stable::parallel_for(0, pieces, grain(pieces), first);
+  for (int64_t b = 0; b < cut.blocks; b++) finish(b);
+  torch::stable::parallel_for(0, pieces, grain(pieces), second);
+}
+
+NormParameters parameters(const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& scale = std::nullopt, const std::optional<Tensor>& shift = std::nullopt) {
+  return {in_double(weight), in_double(bias), in_double(scale), in_double(shift)};
+}
+
+template <class Params> void set_shared(Params& p, const NormInput& in, NormCoefficients& k, const std::string& activation, double negative_slope) {
+  p.dtype = in.dtype;
+  p.cut = in.cut;
+  p.activation = parse_activation(activation);
+  p.negative_slope = negative_slope;
+  p.gain = 1;
+  p.clamp = std::numeric_limits<double>::infinity();
+  p.x = in.x.const_data_ptr();
+  k.lend(p);
+}
+
+struct Forward {
+  Tensor y, sum;
+  std::vector<double> mean, variance;  // of the blocks' statistics, where they are computed
+};
+
+// Statistics given (`running`: one per channel) or taken from x; then the activation.
+Forward forward(const NormInput& in, const std::optional<Tensor>& residual, const NormParameters& given, const std::vector<double>* running_mean,
+                const std::vector<double>* running_var, double eps, const std::string& activation, double negative_slope) {
+  const NormCut& cut = in.cut;
+  const NormKernels& kernels = GENMOD_SELECT(norm_kernels);
+  NormCoefficients k(cut);
+  NormForward p{};
+  set_shared(p, in, k, activation, negative_slope);
+  Forward out{in.like_x(), in.like_x(residual.has_value()), {}, {}};
+  p.y = out.y.mutable_data_ptr();
+  std::optional<Tensor> r;
+  NormForward sum = p;
+  if (residual) {
+    r = in.alike(*residual);
+    sum.residual = r->const_data_ptr();
+    sum.sum = out.sum.mutable_data_ptr();
+    p.x = sum.sum;
+  }
+  std::vector<double> moments;
+  if (!running_mean) {
+    moments.resize((size_t)(2 * cut.blocks * cut.pieces * cut.statistics));
+    out.mean.resize((size_t)(cut.blocks * cut.statistics));
+    out.variance.resize(out.mean.size());
+    p.moments = moments.data();
+  }
+  const auto first = [&](int64_t begin, int64_t end) {
+    if (!residual) return running_mean ? void() : kernels.moments(p, begin, end);
+    for (int64_t t = begin; t < end; t++) {  // one after the other, while a piece is in cache
+      kernels.add(sum, t, t + 1);
+      if (!running_mean) kernels.moments(p, t, t + 1);
+    }
+  };
+  const auto finish = [&](int64_t block) {
+    if (!running_mean) join_moments(cut, block, moments.data(), out.mean.data(), out.variance.data());
+    for (int64_t g = block * cut.statistics; g < (block + 1) * cut.statistics; g++)
+      for (int64_t q = g * cut.statistic_channels; q < (g + 1) * cut.statistic_channels; q++) {
+        const size_t i = (size_t)(running_mean ? q % cut.channels : g);
+        const double var = running_mean ? (*running_var)[i] : out.variance[i];
+        set_coefficients(k, given, cut, in.dtype, q, running_mean ? (*running_mean)[i] : out.mean[i], 1 / std::sqrt(var + eps));
+      }
+  };
+  through_blocks(cut, in.numel(), first, finish, [&](int64_t begin, int64_t end) { kernels.apply(p, begin, end); });
+  return out;
+}
+
+std::vector<double> rstd_of(const std::vector<double>& variance, double eps) {
+  std::vector<double> rstd;
+  for (double v : variance) rstd.push_back(1 / std::sqrt(v + eps));
+  return rstd;
+}
+
+// Sums and input gradient, whatever the statistics; `k` holds the coefficients, `rstd` a value per statistic if they
+// depend on x and is null if they do not.
+struct Backward {
+  Tensor dx;
+  NormSums sums;
+  Backward(const NormInput& in, NormBackward& p, NormCoefficients& k, const Tensor& grad, const std::optional<Tensor>& grad_sum, const double* rstd, bool want_dx, bool want_sums)
+      : dx(in.like_x(want_dx)), sums(in.cut) {
+    const NormCut& cut = in.cut;
+    const NormKernels& kernels = GENMOD_SELECT(norm_kernels);
+    const Tensor g = in.alike(grad);
+    std::optional<Tensor> gs;
+    if (grad_sum) gs = in.alike(*grad_sum);
+    p.grad = g.const_data_ptr();
+    p.grad_sum = gs ? gs->const_data_ptr() : nullptr;
+    p.tilt = k.tilt.data();
+    p.level = k.level.data();
+    p.dx = want_dx ? dx.mutable_data_ptr() : nullptr;
+    // Worth it while a block stays in level-2 cache between the two: else writing dz costs more than computing it again.
+    constexpr int64_t kCached = 1 << 17;
+    p.keep_dz = rstd && want_dx && !cut.in_rows && item_size(in.dtype) >= 4 && in.numel() <= cut.blocks * kCached;
+    std::vector<double> partial;
+    if (rstd || want_sums) partial.resize((size_t)(2 * cut.blocks * cut.pieces * cut.width()));
+    p.sums = partial.data();
+    const auto nothing = [](int64_t, int64_t) {};
+    const auto collect = [&](int64_t block) {
+      if (!partial.empty()) sums.collect(cut, block, partial.data());
+      if (rstd) set_tilt_and_level(k, sums, cut, block, rstd);
+    };
+    const auto kernel = [&](auto which) { return [&p, which](int64_t begin, int64_t end) { which(p, begin, end); }; };
+    if (rstd && want_dx) through_blocks(cut, in.numel(), kernel(kernels.sums), collect, kernel(kernels.gradient));
+    else if (want_dx && want_sums) through_blocks(cut, in.numel(), kernel(kernels.both), collect, nothing);
+    else if (want_dx) through_blocks(cut, in.numel(), kernel(kernels.gradient), collect, nothing);
+    else through_blocks(cut, in.numel(), kernel(kernels.sums), collect, nothing);
+  }
+};
+
+// The gradients of weight, bias, scale and shift from the sums over their channels: with a the sum of dz and b that of
+// dz h, they are b (1 + scale), a (1 + scale), b weight + a bias, and a.
+struct ParameterGradients {
+  std::vector<double> weight, bias, scale, shift;
+  template <class Rstd> ParameterGradients(const NormInput& in, const NormSums& sums, const NormParameters& given, Rstd&& rstd) : weight((size_t)in.cut.channels), bias(weight.size()), scale(sums.dz.size()), shift(sums.dz.size()) {
+    for (size_t q = 0; q < sums.dz.size(); q++) {
+      const int64_t c = (int64_t)q % in.cut.channels;
+      const double a = sums.dz[q], b = in.numel() ? sums.product[q] * rstd((int64_t)q) : 0.;
+      weight[(size_t)c] += b * given.growth_of((int64_t)q);
+      bias[(size_t)c] += a * given.growth_of((int64_t)q);
+      scale[q] = b * given.weight_of(c) + a * given.bias_of(c);
+      shift[q] = a;
+    }
+  }
+};
+
+Tensor gradient(const std::vector<double>& values, const std::optional<Tensor>& like, const Tensor& x, bool wanted) {
+  if (!like || !wanted) return empty({0}, x, x.scalar_type());
+  return from_double(values, like->sizes().vec(), x, like->scalar_type());
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
+                                                          const std::optional<Tensor>& bias, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                                                          int64_t num_groups, double eps, const std::string& activation, double negative_slope) {
+  const NormInput in(x, Over::group, num_groups);
+  Forward f = forward(in, residual, parameters(weight, bias, scale, shift), nullptr, nullptr, eps, activation, negative_slope);
+  const std::vector<int64_t> sizes{in.sizes[0], num_groups};
+  return {f.y, f.sum, from_double(f.mean, sizes, x, in.wide()), from_double(rstd_of(f.variance, eps), sizes, x, in.wide())};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backward(const Tensor& grad, const std::optional<Tensor>& grad_sum, const Tensor& x,
+                                                                           const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                                                                           const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, const Tensor& mean,
+                                                                           const Tensor& rstd, int64_t num_groups, double, const std::string& activation,
+                                                                           double negative_slope, int64_t wanted) {
+  const NormInput in(x, Over::group, num_groups);
+  const NormParameters given = parameters(weight, bias, scale, shift);
+  const std::vector<double> means = in_double(mean), rstds = in_double(rstd);
+  const int64_t together = in.cut.statistic_channels;
+  NormCoefficients k(in.cut);
+  NormBackward p{};
+  set_shared(p, in, k, activation, negative_slope);
+  for (size_t q = 0; q < k.mean.size(); q++) {
+    const size_t g = q / (size_t)together;
+    set_coefficients(k, given, in.cut, in.dtype, (int64_t)q, means[g], rstds[g]);
+  }
+  const Backward b(in, p, k, grad, grad_sum, rstds.data(), wanted & 1, wanted & 30);
+  const ParameterGradients d(in, b.sums, given, [&](int64_t q) { return rstds[(size_t)(q / together)]; });
+  return {b.dx, gradient(d.weight, weight, x, wanted & 2), gradient(d.bias, bias, x, wanted & 4), gradient(d.scale, scale, x, wanted & 8), gradient(d.shift, shift, x, wanted & 16)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& running_mean,
+                                                          const std::optional<Tensor>& running_var, const std::optional<Tensor>& weight,
+                                                          const std::optional<Tensor>& bias, bool training, double eps, const std::string& activation,
+                                                          double negative_slope) {
+  const NormInput in(x, training ? Over::batch : Over::nothing, 1);
+  if (training) {
+    Forward f = forward(in, residual, parameters(weight, bias), nullptr, nullptr, eps, activation, negative_slope);
+    return {f.y, f.sum, from_double(f.mean, {in.cut.channels}, x, in.wide()), from_double(f.variance, {in.cut.channels}, x, in.wide())};
+  }
+  STD_TORCH_CHECK(running_mean && running_var, "genmod: evaluation uses the running statistics");
+  const std::vector<double> mean = in_double(running_mean), var = in_double(running_var);
+  Forward f = forward(in, residual, parameters(weight, bias), &mean, &var, eps, activation, negative_slope);
+  return {f.y, f.sum, empty({0}, x, in.wide()), empty({0}, x, in.wide())};
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const std::optional<Tensor>& grad_sum, const Tensor& x, const std::optional<Tensor>& weight,
+                                                           const std::optional<Tensor>& bias, const Tensor& mean, const Tensor& var, bool training, double eps,
+                                                           const std::string& activation, double negative_slope, int64_t wanted) {
+  const NormInput in(x, training ? Over::batch : Over::nothing, 1);
+  const NormParameters given = parameters(weight, bias);
+  const std::vector<double> means = in_double(mean), rstds = rstd_of(in_double(var), eps);
+  NormCoefficients k(in.cut);
+  NormBackward p{};
+  set_shared(p, in, k, activation, negative_slope);
+  for (size_t q = 0; q < k.mean.size(); q++) {
+    const size_t c = q % (size_t)in.cut.channels;
+    set_coefficients(k, given, in.cut, in.dtype, (int64_t)q, means[c], rstds[c]);
+  }
+  const Backward b(in, p, k, grad, grad_sum, training ? rstds.data() : nullptr, wanted & 1, wanted & 6);
+  const ParameterGradients d(in, b.sums, given, [&](int64_t q) { return rstds[(size_t)(q % in.cut.channels)]; });
+  return {b.dx, gradient(d.weight, weight, x, wanted & 2), gradient(d.bias, bias, x, wanted & 4)};
+}
+
+// A bias is an offset to a mean of zero and a slope of one.
+template <class Params> void set_bias(Params& p, const NormInput& in, NormCoefficients& k, const NormParameters& given, const std::string& activation, double negative_slope, double gain, double clamp) {
+  set_shared(p, in, k, activation, negative_slope);
+  for (size_t q = 0; q < k.mean.size(); q++) {
+    k.slope[q] = 1;
+    k.offset[q] = given.bias_of((int64_t)q % in.cut.channels);
+  }
+  p.bounded = gain != 1 || !std::isinf(clamp);
+  p.gain = gain;
+  p.clamp = clamp;
+}
+
+Tensor bias_act(const Tensor& x, const std::optional<Tensor>& bias, const std::string& activation, double negative_slope, double gain, double clamp) {
+  const NormInput in(x, Over::nothing, 1);
+  NormCoefficients k(in.cut);
+  NormForward p{};
+  set_bias(p, in, k, parameters(std::nullopt, bias), activation, negative_slope, gain, clamp);
+  Tensor y = in.like_x();
+  p.y = y.mutable_data_ptr();
+  const NormKernels& kernels = GENMOD_SELECT(norm_kernels);
+  through_blocks(in.cut, in.numel(), [&](int64_t begin, int64_t end) { kernels.apply(p, begin, end); }, [](int64_t) {}, [](int64_t, int64_t) {});
+  return y;
+}
+
+std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& bias, const std::string& activation, double negative_slope,
+                                             double gain, double clamp, int64_t wanted) {
+  const NormInput in(x, Over::nothing, 1);
+  const NormParameters given = parameters(std::nullopt, bias);
+  NormCoefficients k(in.cut);
+  NormBackward p{};
+  set_bias(p, in, k, given, activation, negative_slope, gain, clamp);
+  const Backward b(in, p, k, grad, std::nullopt, nullptr, wanted & 1, wanted & 2);
+  const ParameterGradients d(in, b.sums, given, [](int64_t) { return 1.; });
+  return {b.dx, gradient(d.bias, bias, x, wanted & 2)};
+}
+
+}  // namespace
+}  // namespace genmod
+
+STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
+  m.impl("group_norm_act", TORCH_BOX(&genmod::group_norm_act));
+  m.impl("group_norm_act_backward", TORCH_BOX(&genmod::group_norm_act_backward));
+  m.impl("batch_norm_act", TORCH_BOX(&genmod::batch_norm_act));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&genmod::batch_norm_act_backward));
+  m.impl("bias_act", TORCH_BOX(&genmod::bias_act));
+  m.impl("bias_act_backward", TORCH_BOX(&genmod::bias_act_backward));
+}
