@@ -4,11 +4,13 @@ from genmod.nn.adversarial import CriticLoss, GeneratorLoss, LeCam
 from genmod.nn.aggregate import DIP, MMD, BetaTCVAELoss, TotalCorrelation
 from genmod.nn.blocks import ConvTransposeBlock, UpsampleBlock
 from genmod.nn.critic import BlurDownsample, CriticConv2d, CriticLeakyReLU, CriticLinear, CriticReLU, MinibatchStdDev
+from genmod.nn.decoder import Decoder, DecoderConfig
 from genmod.nn.elbo import ELBO, ELBOTerms, ImportanceWeightedELBO, ImportanceWeightedTerms
 from genmod.nn.gaussian import DiagonalGaussian, GaussianSampler
 from genmod.nn.logistic_mixture import LogisticMixture
 from genmod.nn.norm_act import BatchNormAct, BiasAct, GroupNormAct
 from genmod.nn.reconstruction import ReconstructionLoss
+from genmod.nn.residual import AttentionBlock, ResnetBlock
 from genmod.nn.schedules import CosineSchedule, CyclicalSchedule, LinearSchedule
 from genmod.nn.upsample_conv import UpsampleConv2d
 
@@ -16,6 +18,7 @@ __all__ = [
     "DIP",
     "ELBO",
     "MMD",
+    "AttentionBlock",
     "BatchNormAct",
     "BetaTCVAELoss",
     "BiasAct",
@@ -28,6 +31,8 @@ __all__ = [
     "CriticLoss",
     "CriticReLU",
     "CyclicalSchedule",
+    "Decoder",
+    "DecoderConfig",
     "DiagonalGaussian",
     "ELBOTerms",
     "GaussianSampler",
@@ -40,10 +45,8 @@ __all__ = [
     "LogisticMixture",
     "MinibatchStdDev",
     "ReconstructionLoss",
+    "ResnetBlock",
     "TotalCorrelation",
     "UpsampleBlock",
     "UpsampleConv2d",
 ]
-
-__all__ += ["BatchNormAct", "BiasAct", "GroupNormAct"]
-__all__ += ["ConvTransposeBlock", "UpsampleBlock", "UpsampleConv2d"]
