@@ -50,8 +50,8 @@ def eager_mmd(x, y, *, kernel="imq", scales=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
         width = 2 * max(x.shape[1], 0.5) * scale
         xx, yy, xy = (_eager_kernel(a, b, kernel, width) for a, b in ((x, x), (y, y), (x, y)))
         if unbiased:
-            xx, yy = xx - torch.diag(xx.diagonal()), yy - torch.diag(yy.diagonal())
-            total = total + xx.sum() / (n * (n - 1)) + yy.sum() / (m * (m - 1)) - 2 * xy.mean()
+            of_x, of_y = xx.sum() - xx.diagonal().sum(), yy.sum() - yy.diagonal().sum()
+            total = total + of_x / (n * (n - 1)) + of_y / (m * (m - 1)) - 2 * xy.mean()
         else:
             total = total + xx.mean() + yy.mean() - 2 * xy.mean()
     return total.float() if total.dtype != torch.float64 else total
