@@ -53,7 +53,8 @@ def bernoulli_nll(
         ValueError: shapes or devices that do not fit, an unknown `reduction`, or with `validate` a target outside.
 
     Differentiable twice in `output`; also in `target`, `weight` and `mask`, by way of plain PyTorch. Kept for backward:
-    the inputs. Source: Kingma and Welling, ICLR 2014, appendix C.1.
+    the inputs; and on the CPU, where a float32 or float64 loss that is one number computes its gradient in the same
+    pass, that gradient, until backward takes it. Source: Kingma and Welling, ICLR 2014, appendix C.1.
     """
     if not validate and _better_plain("bernoulli", output, target, weight, mask, reduction):
         return _plain("bernoulli", output, target, reduction)
@@ -95,7 +96,7 @@ def gaussian_nll(
             `sigma` that is not positive, or an unknown `reduction`.
 
     Differentiable twice in `output` and `logvar`; also in `target`, `weight` and `mask`, by way of plain PyTorch. Kept
-    for backward: the inputs. Source: Kingma and Welling, ICLR 2014, appendix C.2.
+    for backward: as :func:`bernoulli_nll`. Source: Kingma and Welling, ICLR 2014, appendix C.2.
     """
     if sigma is not None:
         _checks.number("sigma", sigma, above=0.0)
@@ -183,7 +184,7 @@ def discretized_logistic_nll(
         TypeError, ValueError: as :func:`gaussian_nll`; fewer than two `bins`; with `validate` a target outside.
 
     Differentiable twice in `output` and `log_scale`; also in `weight` and `mask`, by way of plain PyTorch. Kept for
-    backward: the inputs. Source: Salimans et al., *PixelCNN++*, ICLR 2017, section 2.1.
+    backward: as :func:`bernoulli_nll`. Source: Salimans et al., *PixelCNN++*, ICLR 2017, section 2.1.
     """
     if scale is not None:
         _checks.number("scale", scale, above=0.0)
