@@ -69,7 +69,8 @@ def test_running_statistics_move_as_torch_s(backend, dtype, momentum):
             x = (2 * torch.randn(batch, 5, 3, 2) + 1).to(dtype)
             F.batch_norm(x, *theirs, training=True, momentum=momentum)
             ops.batch_norm_act(x, *ours, training=True, momentum=momentum)
-            torch.testing.assert_close(ours, theirs)
+            rounding = {"rtol": 0.016, "atol": 0.008} if dtype is torch.bfloat16 else {}  # of each step, to eight bits
+            torch.testing.assert_close(ours, theirs, **rounding)
 
 
 def test_an_empty_batch_leaves_running_statistics_alone():
