@@ -95,7 +95,7 @@ def test_small_calls_take_stock(form, groups):
     x, w = drawn(1, 4, 3, 3, form=form).requires_grad_(), drawn(4, 4 // groups, 3, 3).requires_grad_()
     with genmod.backend("auto"):
         y = ops.upsample_conv2d(x, w, groups=groups)
-    assert "genmod" not in type(y.grad_fn).__name__
+    assert type(y.grad_fn).__name__ in ("ConvolutionBackward0", "CloneBackward0")  # not one of ours
     assert y.is_contiguous(memory_format=form)
     torch.testing.assert_close(y, stock(x, w, groups=groups))
 
