@@ -230,6 +230,27 @@ def test_autocast():
     assert (mine - exact).abs().mean() <= 2 * (theirs - exact).abs().mean()
 
 
+# The first block of DCGAN.
+
+
+@FORMS
+@pytest.mark.parametrize("options", [{}, {"bias": True}, {"stride": 3}, {"padding": 1}, {"groups": 2}])
+def test_transposed_convolution_of_one_pixel(form, options):
+    options = {"stride": 1, "padding": 0, **options}
+    block = nn.ConvTransposeBlock(6, 4, 4, **options, dtype=torch.float64).to(memory_format=form)
+    conv = block.conv
+    x = image(3, 6, 1, 1).requires_grad_()
+    expected = F.conv_transpose2d(
+        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.output_padding, conv.groups
+    )
+    found = conv(x)
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(memory_format=form)
+    g, leaves = torch.randn_like(found), [x, *conv.parameters()]
+    for mine, theirs in zip(torch.autograd.grad(found, leaves, g), torch.autograd.grad(expected, leaves, g)):
+        torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
