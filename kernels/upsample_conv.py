@@ -104,7 +104,15 @@ def _arguments(weight: Tensor, folded: Tensor, groups: int) -> dict[str, Any]:
     """What both kernels are told; the 3x3 and the 4x4 taps are each `tap` apart in either memory format."""
     outputs, inputs = weight.shape[:2]
     pairs = outputs * inputs
-    sizes = (pairs, inputs, outputs // groups, *weight.stride()[:2], weight.stride(3), *folded.stride()[:2], folded.stride(3))
+    sizes = (
+        pairs,
+        inputs,
+        outputs // groups,
+        *weight.stride()[:2],
+        weight.stride(3),
+        *folded.stride()[:2],
+        folded.stride(3),
+    )
     wide = max(16 * pairs, pairs + _BLOCK) >= 2**31
     return {"weight": weight, "folded": folded, **dict(zip(_SIZES, sizes, strict=True)), "WIDE": wide, "BLOCK": _BLOCK}
 
@@ -114,25 +122,29 @@ def _launch(kernel: Any, weight: Tensor, folded: Tensor, groups: int) -> None:
     launch(kernel, programs, 4, weight, _arguments(weight, folded, groups))
 
 
+def _empty_folded(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    outputs, inputs = weight.shape[:2]
+    shape = (inputs * groups, outputs // groups, 4, 4)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.memory_format_of(x))
+
+
 def _folded(x: Tensor, weight: Tensor, groups: int) -> Tensor:
     """The weight of the transposed convolution, in the memory format that suits `x`."""
     weight = weight.contiguous(memory_format=layout.memory_format_of(weight))
-    outputs, inputs = weight.shape[:2]
-    shape = (inputs * groups, outputs // groups, 4, 4)
-    folded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.memory_format_of(x))
+    folded = _empty_folded(x, weight, groups)
     _launch(_fold, weight, folded, groups)
     return folded
 
 
-def _too_few_to_fold(x: Tensor, weight: Tensor) -> bool:
+def _too_few_to_fold(x: Tensor, channels: int) -> bool:
     """Whether so few channels are summed that the rounding of folded weights to half precision would show: it is up to
     three times that of the result, where many do not average it out. The reference computes in float32."""
-    return x.dtype in (torch.bfloat16, torch.float16) and min(weight.shape[0], weight.shape[1]) < _FEW_CHANNELS
+    return x.dtype in (torch.bfloat16, torch.float16) and channels < _FEW_CHANNELS
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """See genmod.reference.upsample_conv."""
-    if _too_few_to_fold(x, weight):
+    if _too_few_to_fold(x, weight.shape[1]):
         return reference.upsample_conv2d(x, weight, bias, groups)
     form = layout.memory_format_of(x)
     with without_autocast(x):
@@ -144,11 +156,13 @@ def upsample_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See genmod.reference.upsample_conv."""
-    if _too_few_to_fold(x, weight):
+    if _too_few_to_fold(x, weight.shape[0] // groups):
         return reference.upsample_conv2d_backward(grad, x, weight, groups, wanted)
     with without_autocast(x):
+        # Only the shape of the weight matters where no gradient of x is wanted.
+        folded = _folded(x, weight, groups) if wanted & 1 else _empty_folded(x, weight, groups)
         dx, d_folded, d_bias = torch.ops.aten.convolution_backward(
-            grad, x, _folded(x, weight, groups), [weight.shape[0]], STRIDE, PADDING, [1, 1],
+            grad, x, folded, [weight.shape[0]], STRIDE, PADDING, [1, 1],
             True, [0, 0], groups, [bool(wanted & 1), bool(wanted & 2), bool(wanted & 4)],
         )  # fmt: skip
     none = x.new_empty(0)

@@ -28,7 +28,13 @@ FLOORS = [
 ]
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 # Neighbours that may know each other, one way.
-BESIDE = {("backends", "_native"), ("swap", "nn"), ("penalties", "nn"), ("recipes", "testing")}
+BESIDE = {
+    ("backends", "_native"),
+    ("kernels", "reference"),
+    ("swap", "nn"),
+    ("penalties", "nn"),
+    ("recipes", "testing"),
+}
 # The ops reach the kernels through the dispatcher alone; only what tests them may hold them in hand.
 MAY_IMPORT_KERNELS = {"kernels", "testing"}
 

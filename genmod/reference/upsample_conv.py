@@ -3,11 +3,11 @@ r"""Nearest-neighbour upsampling by two, then a 3x3 convolution with padding 1, 
 Each output pixel sees only 2x2 different input pixels, because two of the three rows under a kernel (and two of the
 three columns) are copies of one. So the pair is one linear map with fewer multiplications, in two forms:
 
-* **folded**, what is computed here: a transposed convolution, kernel 4, stride 2, padding 1, whose weight is, along each
-  axis, :math:`(w_2,\ w_1 + w_2,\ w_0 + w_1,\ w_0)`. 16 multiplications per input pixel and pair of channels, where
-  upsampling first takes 36.
-* **taps first**, what the CPU kernel computes: all nine products :math:`t_{ab} = w_{ab}\,x` at the low resolution, which
-  is one matrix product, and then sums of nine of them per output pixel: 9 multiplications. With rows
+* **folded**, what is computed here and on GPUs: a transposed convolution, kernel 4, stride 2, padding 1, whose weight
+  is, along each axis, :math:`(w_2,\ w_1 + w_2,\ w_0 + w_1,\ w_0)`. 16 multiplications per input pixel and pair of
+  channels, where upsampling first takes 36.
+* **taps first**, what the CPU kernel computes: all nine products :math:`t_{ab} = w_{ab}\,x` at the low resolution,
+  which is one matrix product, and then sums of nine of them per output pixel: 9 multiplications. With rows
   :math:`i = 2m + r` of the output, and columns alike,
 
   .. math::

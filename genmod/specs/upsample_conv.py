@@ -257,7 +257,11 @@ def _transposed_bytes(sample: Sample, backward: bool) -> int:
     # gradient twice, writes the gradient of the convolution, and reads that for each of its two gradients.
     size = sample.args[0].element_size()
     inputs = sum(t.numel() for t in sample.args[:2]) * size
-    return (2 * inputs + 7 * _doubled_elements(sample) * size) if backward else inputs + 4 * _doubled_elements(sample) * size
+    return (
+        (2 * inputs + 7 * _doubled_elements(sample) * size)
+        if backward
+        else inputs + 4 * _doubled_elements(sample) * size
+    )
 
 
 def _transposed_flops(sample: Sample, backward: bool) -> int:

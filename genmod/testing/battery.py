@@ -317,8 +317,8 @@ def kept_for_backward(spec: OpSpec, device: torch.device) -> None:
 
 
 def autocast(spec: OpSpec, device: torch.device) -> None:
-    """Autocast changes nothing, since the op computes in float32 or better whatever it is given; or, where it casts some
-    arguments, nothing else."""
+    """Autocast changes nothing, as the op computes in float32 or better whatever it is given; or it casts the arguments
+    that the spec names, and changes nothing else."""
     for sample in samples(spec, device, torch.float32):
         given = sample.replace({i: sample.get(i).bfloat16() for i in spec.autocasts if sample.get(i) is not None})
         plain = as_tuple(spec.public(*given.args, **given.kwargs))
