@@ -63,8 +63,8 @@ def _training(upsample: str, batch: int, device: torch.device, dtype: torch.dtyp
     expected, found = contenders["eager"](), contenders["genmod"]()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     for mine, theirs in zip(ours.parameters(), stock.parameters(), strict=True):
-        scale = theirs.grad.abs().max().item()
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-3 * scale)
+        # Not element by element: an activation that rounding moves across ReLU's kink changes a whole pixel's gradient.
+        assert (mine.grad - theirs.grad).norm() <= 1e-3 * theirs.grad.norm()
     return contenders
 
 

@@ -50,7 +50,7 @@ class ConvTransposeBlock(nn.Module):
     ) -> None:
         super().__init__()
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.conv = nn.ConvTranspose2d(
+        self.conv = _ConvTranspose2d(
             in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, **options
         )
         self.norm = BatchNormAct(
@@ -117,3 +117,20 @@ class UpsampleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The larger image."""
         return self.norm(self.conv(x))
+
+
+class _ConvTranspose2d(nn.ConvTranspose2d):
+    """Of a single pixel, as in DCGAN's first block, a matrix product: ten times as fast as oneDNN's convolution."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        geometry = (self.padding, self.output_padding, self.dilation, self.groups, output_size)
+        if input.shape[2:] != (1, 1) or geometry != ((0, 0), (0, 0), (1, 1), 1, None):
+            return super().forward(input, output_size)
+        pixels, weight = input.flatten(1), self.weight
+        # The image is in the memory format of the weight, as it is after a convolution.
+        if weight.is_contiguous():
+            y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+        else:
+            weight = weight.permute(0, 2, 3, 1)
+            y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:]).permute(0, 3, 1, 2)
+        return y if self.bias is None else y + self.bias[:, None, None]

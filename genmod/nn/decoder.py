@@ -121,14 +121,14 @@ class Decoder(nn.Module):
         config: the shape.
         memory_format: in which images are kept inside; what comes out is in the format of what came in. The default is
             `torch.channels_last`, in which convolutions are faster on the CPU and on tensor cores;
-            `torch.contiguous_format` is the other. `torch.preserve_format` leaves the input as it is.
+            `torch.contiguous_format` is the other. The weights are kept in it too.
 
     Shape:
         `[N, latent_channels, H, W]` to `[N, out_channels, fH, fW]`, where f is `2 ** (stages - 1)`; of DCGAN
         `[N, latent_channels]` or `[N, latent_channels, 1, 1]` to `[N, out_channels, size, size]`.
 
     Raises:
-        ValueError: an input of another shape.
+        ValueError: another memory format, or an input of another shape.
     """
 
     def __init__(
@@ -140,14 +140,17 @@ class Decoder(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if memory_format not in (torch.channels_last, torch.contiguous_format):
+            raise ValueError(
+                f"memory_format: got {memory_format}, expected channels_last or contiguous_format of torch"
+            )
         self.config, self.memory_format = config, memory_format
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         if config.blocks == "residual":
             self._build_residual(config, options)
         else:
             self._build_plain(config, options)
-        if memory_format is not torch.preserve_format:
-            self.to(memory_format=memory_format)
+        self.to(memory_format=memory_format)
 
     def _build_residual(self, config: DecoderConfig, options: dict[str, Any]) -> None:
         first, *_, last = (config.block_channels[-1], *reversed(config.block_channels))
@@ -192,7 +195,7 @@ class Decoder(nn.Module):
         outside = layout.memory_format_of(z)
         x = self.conv_in(z.contiguous(memory_format=self.memory_format))
         x = self._residual(x) if config.blocks == "residual" else self._plain(x)
-        return x if self.memory_format is torch.preserve_format else x.contiguous(memory_format=outside)
+        return x.contiguous(memory_format=outside)
 
     def _residual(self, x: Tensor) -> Tensor:
         residual = None

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmod import layout
+from genmod.nn.attention import attention
 from genmod.nn.norm_act import GroupNormAct
 from genmod.ops.norm_act import Activation
 
@@ -127,10 +129,11 @@ class AttentionBlock(nn.Module):
         pixels = h.flatten(2).transpose(1, 2)
         q, k = self.to_q(pixels), self.to_k(pixels)
         if torch.is_grad_enabled() or h.shape[0] * h.shape[2] * h.shape[3] <= h.shape[1]:
-            h = self.to_out[0](_attention(q, k, self.to_v(pixels)))
+            h = self.to_out[0](attention(q, k, self.to_v(pixels)))
         else:
-            h = _attention(q, k, F.linear(pixels, *self._values_to_result()))
-        return h.transpose(1, 2).view_as(x), x
+            h = attention(q, k, F.linear(pixels, *self._values_to_result()))
+        h = h.transpose(1, 2).view_as(x)  # in channels_last
+        return h.contiguous(memory_format=layout.memory_format_of(x)), x
 
     def _values_to_result(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the projections `to_v` and `to_out.0` in one."""
@@ -140,10 +143,6 @@ class AttentionBlock(nn.Module):
             weight = out.weight.to(wide) @ value.weight.to(wide)
             bias = torch.addmv(out.bias.to(wide), out.weight.to(wide), value.bias.to(wide))
         return weight.to(value.weight.dtype), bias.to(value.weight.dtype)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)).squeeze(1)
 
 
 def normalize(norm: GroupNormAct, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:

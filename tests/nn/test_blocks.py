@@ -17,10 +17,15 @@ diffusers_attention = pytest.importorskip("diffusers.models.attention_processor"
 FORMS = pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
 
 
+class StockResnet(diffusers_resnet.ResnetBlock2D):
+    """Without a time embedding."""
+
+    def forward(self, x):
+        return super().forward(x, None)
+
+
 def stock_resnet(inputs, outputs):
-    return diffusers_resnet.ResnetBlock2D(
-        in_channels=inputs, out_channels=outputs, temb_channels=None, groups=8, eps=1e-6
-    )
+    return StockResnet(in_channels=inputs, out_channels=outputs, temb_channels=None, groups=8, eps=1e-6)
 
 
 def stock_attention(channels):
@@ -223,6 +228,27 @@ def test_autocast():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mine, theirs = ours(x), stock(x)
     assert (mine - exact).abs().mean() <= 2 * (theirs - exact).abs().mean()
+
+
+# The first block of DCGAN.
+
+
+@FORMS
+@pytest.mark.parametrize("options", [{}, {"bias": True}, {"stride": 3}, {"padding": 1}, {"groups": 2}])
+def test_transposed_convolution_of_one_pixel(form, options):
+    options = {"stride": 1, "padding": 0, **options}
+    block = nn.ConvTransposeBlock(6, 4, 4, **options, dtype=torch.float64).to(memory_format=form)
+    conv = block.conv
+    x = image(3, 6, 1, 1).requires_grad_()
+    expected = F.conv_transpose2d(
+        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.output_padding, conv.groups
+    )
+    found = conv(x)
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(memory_format=form)
+    g, leaves = torch.randn_like(found), [x, *conv.parameters()]
+    for mine, theirs in zip(torch.autograd.grad(found, leaves, g), torch.autograd.grad(expected, leaves, g)):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,7 @@ from genmod.nn import Decoder, DecoderConfig
 
 WIDTHS = (16, 32)
 FORMS = pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
-INSIDE = pytest.mark.parametrize(
-    "inside", [torch.contiguous_format, torch.channels_last, torch.preserve_format], ids=["nchw", "nhwc", "as given"]
-)
+INSIDE = pytest.mark.parametrize("inside", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 UPSAMPLE = pytest.mark.parametrize("upsample", ["transposed", "nearest"])
 
 
@@ -105,7 +103,6 @@ def test_autoencoder_kl_is_that_of_diffusers(form, inside, dtype):
 def test_state_dicts_go_both_ways(attention):
     ours, stock = randomize(kl(attention)), stock_kl(attention)
     stock.load_state_dict(ours.state_dict(), strict=True)
-    assert list(ours.state_dict()) == list(ours.state_dict())
     z = latent(1, 4, 3, 3, dtype=torch.float32)
     close(ours(z), stock(z), torch.float32)
 
@@ -232,6 +229,7 @@ def test_empty_batch(make, shape):
         (lambda: DecoderConfig(4, 3, [32], "residual"), TypeError, "block_channels: got list"),
         (lambda: DecoderConfig(4, 3, (32,), "dense"), ValueError, "blocks: got 'dense'"),
         (lambda: DecoderConfig(4, 3, (32,), "residual", "transposed"), ValueError, "upsample: got 'transposed'"),
+        (lambda: kl(memory_format=torch.preserve_format), ValueError, "memory_format: got torch.preserve_format"),
         (lambda: kl()(torch.zeros(1, 3, 4, 4)), ValueError, r"z: got shape \(1, 3, 4, 4\), expected \[N, 4, H, W\]"),
         (lambda: kl()(torch.zeros(1, 4)), ValueError, "z: got shape"),
         (lambda: dcgan()(torch.zeros(1, 6, 2, 1)), ValueError, r"expected \[N, 6\] or \[N, 6, 1, 1\]"),
