@@ -23,6 +23,7 @@ if not HAS_GPU:
             raise
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     large = "large" in config.getoption("markexpr")
     for item in items:
