@@ -37,7 +37,7 @@ demo: $(VENV)/.genmod-train
 	$(PY) -m genmod demo $(ARGS)
 
 test: $(VENV)/.genmod-test
-	$(PY) -m pytest --numprocesses=auto --dist=loadgroup $(ARGS)
+	$(PY) -m pytest --numprocesses=auto $(ARGS)
 
 bench: $(VENV)/.genmod-test
 	$(PY) -m benchmarks $(ARGS)

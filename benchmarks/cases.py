@@ -96,6 +96,8 @@ def _call(function: Callable[..., Any], spec: OpSpec, sample: Sample, mode: str)
         )
         # What is linear in an input has a gradient for it that depends on nothing, and cannot be differentiated.
         curved = [(g, s) for g, s in zip(grads, second) if g.requires_grad]
+        if not curved:
+            return grads
         return torch.autograd.grad([g for g, _ in curved], leaves, [s for _, s in curved], allow_unused=True)
 
     return backward if mode == "forward+backward" else double_backward

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from genmod import layout
+from genmod import backends, layout
 from genmod.ops import _checks
 from genmod.ops._library import define, differentiate
 
@@ -86,5 +86,6 @@ def _apply_vjp(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None
     return _transposed(ctx, grad), None, None
 
 
+backends.register_public("critic_leaky_relu", "leaky_relu_mask")
 leaky_relu_mask = differentiate("leaky_relu_mask", _save_mask, _mask_vjp, keeps_outputs=True)
 leaky_relu_apply = differentiate("leaky_relu_apply", _save_given_mask, _apply_vjp)
