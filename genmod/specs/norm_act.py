@@ -318,6 +318,7 @@ register(
         public=ops.group_norm_act,
         eager=eager_group_norm_act,
         gradient_order=2,
+        reordering=4.0,  # parameters' gradients are sums over batch and space
         dispatcher_ops=("group_norm_act", "group_norm_act_backward"),
         differentiable=(0, 2, 3, "residual", "scale", "shift"),
         samples=_group_norm_samples,
@@ -345,6 +346,7 @@ register(
         public=ops.batch_norm_act,
         eager=eager_batch_norm_act,
         gradient_order=2,
+        reordering=4.0,  # parameters' gradients are sums over batch and space
         dispatcher_ops=("batch_norm_act", "batch_norm_act_backward"),
         differentiable=(0, 3, 4, "residual"),
         samples=_batch_norm_samples,
@@ -372,6 +374,7 @@ register(
         public=ops.bias_act,
         eager=eager_bias_act,
         gradient_order=2,
+        reordering=4.0,  # parameters' gradients are sums over batch and space
         dispatcher_ops=("bias_act", "bias_act_backward"),
         differentiable=(0, 1),
         samples=_bias_act_samples,

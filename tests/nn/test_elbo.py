@@ -169,8 +169,8 @@ def test_one_sample_is_the_elbo_with_a_sampled_divergence(batch):
     noise = torch.randn(1, 4, 3)
     terms = nn.ImportanceWeightedELBO(squared_error, 1)(decoder, target, mean, logvar, noise=noise)
     z = ops.reparameterize(mean, logvar, noise=noise[0])
-    sampled = (ops.gaussian_nll(z, torch.zeros_like(z), torch.zeros_like(z), reduction="batch")
-               - ops.gaussian_nll(z, mean, logvar, reduction="batch"))  # fmt: skip
+    prior = ops.gaussian_nll(torch.zeros_like(z), z, logvar=torch.zeros_like(z), reduction="batch")
+    sampled = prior - ops.gaussian_nll(mean, z, logvar=logvar, min_logvar=None, reduction="batch")
     elbo = nn.ELBO(squared_error)(decoder(z), target, kl=sampled)
     torch.testing.assert_close(terms.loss, elbo.loss)
     torch.testing.assert_close(terms.kl, elbo.kl)
