@@ -88,6 +88,7 @@ class OpSpec:
         pointwise: whether each element of an output of the input's shape depends on that element of the inputs alone.
         reordering: error that a sum in another order than eager's may have besides twice eager's error, in units of the
             rounding, in float32 (float64), of a result's largest element; for ops whose results are long sums.
+        any_threads: whether the bits are the same on any number of threads; not for what contains torch's convolutions.
         autocasts: the arguments, by position or name, that autocast casts, as it does a convolution's; usually none.
     """
 
@@ -109,6 +110,7 @@ class OpSpec:
     magnitude: Callable[[Sample], tuple[float, float]] = lambda sample: (0.0, 0.0)
     pointwise: bool = True
     reordering: float = 0.0
+    any_threads: bool = True
     autocasts: tuple[int | str, ...] = ()
 
 

@@ -159,6 +159,7 @@ register(
         kept_bytes=lambda sample: 64 + _kept_for_activation(sample),
         pointwise=False,
         reordering=4.0,
+        any_threads=False,
         autocasts=(0, 1, 2),
     )
 )
@@ -299,6 +300,7 @@ register(
         kept_bytes=_kept_by_batch_norm,
         pointwise=False,
         reordering=4.0,
+        any_threads=False,
         autocasts=(0, 1, "bias"),
     )
 )

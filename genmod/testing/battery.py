@@ -197,15 +197,14 @@ def determinism(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
             torch.set_num_threads(max(2, threads))
             first = values_and_grads(spec.public, spec, sample)
             again = values_and_grads(spec.public, spec, sample)
-            torch.set_num_threads(1)
+            torch.set_num_threads(1 if spec.any_threads else max(2, threads))
             alone = values_and_grads(spec.public, spec, sample)
-        finally:
-            torch.set_num_threads(threads)
-        try:
+            torch.set_num_threads(max(2, threads))
             torch.use_deterministic_algorithms(True)  # which fills uninitialised memory with NaN
             poisoned = values_and_grads(spec.public, spec, sample)
         finally:
             torch.use_deterministic_algorithms(False)
+            torch.set_num_threads(threads)
         for other, why in ((again, "twice"), (alone, "on one thread"), (poisoned, "in poisoned memory")):
             for i, (a, b) in enumerate(zip(first, other)):
                 assert _same_bits(a, b), f"{spec.name}, {sample.name}, {dtype}, result {i}: other bits {why}"
