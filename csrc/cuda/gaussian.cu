@@ -398,6 +398,7 @@ cudaError_t gaussian_forward(const GaussianForward& p, cudaStream_t stream) {
     case Dtype::f64: return forward_as<double>(p, stream);
     case Dtype::bf16: return forward_as<__nv_bfloat16>(p, stream);
     case Dtype::f16: return forward_as<__half>(p, stream);
+    case Dtype::u8: break;  // pixels, in losses only
   }
   return cudaErrorInvalidValue;
 }
@@ -408,6 +409,7 @@ cudaError_t gaussian_backward(const GaussianBackward& p, cudaStream_t stream) {
     case Dtype::f64: return backward_as<double>(p, stream);
     case Dtype::bf16: return backward_as<__nv_bfloat16>(p, stream);
     case Dtype::f16: return backward_as<__half>(p, stream);
+    case Dtype::u8: break;  // pixels, in losses only
   }
   return cudaErrorInvalidValue;
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import subprocess
 import sys
 
@@ -274,24 +273,6 @@ def test_compile_without_graph_breaks(backend):
             value = function(*leaves)
             results.append((value, *torch.autograd.grad(value, leaves)))
         torch.testing.assert_close(results[0], results[1])
-
-
-@NATIVE
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-def test_every_instruction_set(capability):
-    code = (
-        "import torch; from genmod import _native; from genmod.specs import specs; from genmod.testing import battery\n"
-        "print(_native.instruction_set())\n"
-        "for name in ('total_correlation', 'mmd'):\n"
-        "    for dtype in (torch.float32, torch.float64, torch.bfloat16):\n"
-        "        battery.accuracy(specs()[name], torch.device('cpu'), dtype)\n"
-    )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    used = done.stdout.strip().splitlines()[-1]
-    if used != {"default": "baseline"}.get(capability, capability):
-        pytest.skip(f"this processor has no {capability}; {used} ran")
 
 
 # Modules, and batches spread over processes.

@@ -252,26 +252,6 @@ def test_threads_at_once():
     assert not failures
 
 
-@NATIVE
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-def test_every_instruction_set(capability):
-    """The accuracy and NaN checks again, in a process in which another instruction set is chosen."""
-    code = (
-        "import torch; from genmod import _native; from genmod.specs import specs; from genmod.testing import battery\n"
-        "print(_native.instruction_set())\n"
-        "for spec in specs().values():\n"
-        "    for dtype in (torch.float32, torch.bfloat16, torch.float16):\n"
-        "        battery.accuracy(spec, torch.device('cpu'), dtype)\n"
-        "    battery.determinism(spec, torch.device('cpu'), torch.float32)\n"
-    )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    used = done.stdout.strip().splitlines()[-1]
-    if used != {"default": "baseline"}.get(capability, capability):
-        pytest.skip(f"this processor has no {capability}; {used} ran")
-
-
 @pytest.mark.large
 def test_more_than_two_to_the_31_elements():
     """Offsets beyond 32 bits: the last elements of a stream and of a sum are right."""

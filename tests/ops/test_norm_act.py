@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,26 +130,6 @@ def test_whole_blocks_and_shared_blocks_have_the_same_bits():
                 torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
-
-
-@NATIVE
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-def test_every_instruction_set(capability):
-    code = (
-        "import torch, genmod; from genmod import _native; from genmod.specs import specs\n"
-        "from genmod.testing import battery\n"
-        "print(_native.instruction_set())\n"
-        "with genmod.backend('cpp'):\n"
-        "    for name in ('group_norm_act', 'batch_norm_act', 'bias_act'):\n"
-        "        for dtype in (torch.float32, torch.bfloat16, torch.float16):\n"
-        "            battery.accuracy(specs()[name], torch.device('cpu'), dtype)\n"
-    )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    used = done.stdout.strip().splitlines()[-1]
-    if used != {"default": "baseline"}.get(capability, capability):
-        pytest.skip(f"this processor has no {capability}; {used} ran")
 
 
 # Derivatives.
