@@ -29,7 +29,7 @@ def test_wgan_gp_finds_all_modes():
     generator, critic = network(8, 2), network(2, 1)
     for_generator = torch.optim.Adam(generator.parameters(), lr=2e-3, betas=(0.0, 0.9))
     for_critic = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.0, 0.9))
-    for _ in range(500):
+    for _ in range(900):
         for _ in range(4):
             with torch.no_grad():
                 fake = generator(torch.randn(128, 8))
