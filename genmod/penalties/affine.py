@@ -67,7 +67,7 @@ class Operation:
             found = torch.autograd.grad(output, list(leaves.values()), signal)
         return dict(zip(leaves, found, strict=True))
 
-    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor]]:
         return self.call(self.args, values), ()
 
 
@@ -82,7 +82,7 @@ class Additive(Operation):
         super().__init__(function, args, kwargs)
         self.parameters = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
 
-    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor]]:
         like = values[self.operands[0]]
         scale = per_sample(c, like)
         leaves: list[Tensor] = []
@@ -108,7 +108,7 @@ class Product(Operation):
         super().__init__(function, args, kwargs)
         self.parameters = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
 
-    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor]]:
         leaves: list[Tensor] = []
 
         def tracked(a: Any) -> Any:
@@ -135,7 +135,7 @@ class Layer(Operation):
         self.x, self.weight, self.bias, self.options = x, weight, bias, options
         self.parameters = [p for p in (weight, bias) if p is not None and p.requires_grad]
 
-    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor]]:
         x, weight = values[self.x], self.weight.detach()
         output = self.function(x, weight, None, *self.options)
         grads = [self.weight_gradient(signal, x, weight)] if self.weight.requires_grad else []
@@ -208,5 +208,5 @@ class Activation(Operation):
     def adjoint(self, signal: Tensor, inputs: Values) -> Values:
         return {self.x: self.masked(signal)}
 
-    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor]]:
         return self.masked(values[self.x]), ()

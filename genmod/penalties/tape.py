@@ -49,10 +49,7 @@ class Tape:
         """The gradient of each sample's output by that sample; keeps the signal at every operation with parameters."""
         signals = {self._steps[-1]: torch.ones(self.shape, dtype=self.output.dtype, device=self.output.device)}
         for node in reversed(self._steps):
-            signal = signals.pop(node, None)
-            if signal is None:
-                continue  # computed, and never used
-            step = _operation(node)
+            signal, step = signals.pop(node), _operation(node)
             if step.parameters:
                 node.meta["signal"] = signal
             inputs = {n: torch.empty_strided(*n.meta["geometry"], **n.meta["kind"]) for n in step.operands}
@@ -70,10 +67,7 @@ class Tape:
         grads: dict[int, Tensor] = {}
         for node in self._steps:
             step = _operation(node)
-            if step.parameters and "signal" not in node.meta:
-                continue  # never used: nothing depends on it
-            signal = node.meta.get("signal")
-            values[node], found = step.replay(c, signal, values)
+            values[node], found = step.replay(c, node.meta.get("signal"), values)
             for parameter, grad in zip(step.parameters, found, strict=True):
                 known = grads.get(id(parameter))
                 grads[id(parameter)] = grad if known is None else known + grad
@@ -227,9 +221,9 @@ class _Recorder(TorchFunctionMode):
         node = self._node(output)
         if not isinstance(node, Node):
             raise Unsupported("the critic's output does not come from its input by operations known here")
-        steps = list(self.graph.nodes)
-        for unused in reversed(steps[steps.index(node) + 1 :]):
-            self.graph.erase_node(unused)
+        for other in reversed(list(self.graph.nodes)):
+            if other is not node and other.op != "placeholder" and not other.users:
+                self.graph.erase_node(other)  # computed, and never used for the output
         return Tape(self.graph, self.x.detach(), output.shape, values.detach())
 
 

@@ -54,6 +54,21 @@ class Branches(nn.Module):
         return self.head(x).squeeze(1)
 
 
+class TwoHeads(nn.Module):
+    """Computes what it does not return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.other, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), nn.Linear(144, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.body(x))
+        F.relu(self.other(h)).sum((1, 2, 3))
+        output = self.head(h.flatten(1))
+        F.relu(output * 2)
+        return output
+
+
 class Nested(nn.Module):
     """Python control flow, matrix products, reshapes, in-place activations."""
 
@@ -137,6 +152,7 @@ PIECEWISE_LINEAR: dict[str, Callable[[], nn.Module]] = {
     "weight norm": weight_norm,
     "branches": Branches,
     "nested": Nested,
+    "two heads": TwoHeads,
     "frozen batch norm": frozen_batch_norm,
     "frozen first layer": frozen_first_layer,
 }
