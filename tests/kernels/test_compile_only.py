@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from triton.runtime.jit import KernelInterface
@@ -84,11 +87,11 @@ def test_the_cases_reach_every_kernel(family: str) -> None:
     with recording() as launches:
         for case in module.COMPILE_CASES.values():
             case()
-    kernels = {name for name, function in functions.items() if _takes_sizes(function)}
+    kernels = set(functions) - {name for function in functions.values() for name in _called_by(function)}
     assert {launch.kernel.__name__ for launch in launches} == kernels
 
 
-def _takes_sizes(function: KernelInterface) -> bool:
-    """Whether it says which sizes not to specialise on, which kernels do and the functions that they call need not."""
-    told = getattr(function, "kwargs", vars(function))  # the interpreter's functions keep what they were told
-    return bool(told["do_not_specialize"])
+def _called_by(function: KernelInterface) -> set[str]:
+    """The names that a kernel, or a function of kernels, calls: those are no kernels themselves."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function.fn)))
+    return {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
