@@ -344,3 +344,12 @@ def _backward_vjp(ctx, h, v, u):
 
 _upsample_conv2d = differentiate("upsample_conv2d", _save, _vjp)
 _upsample_conv2d_backward = differentiate("upsample_conv2d_backward", _save_backward, _backward_vjp)
+
+
+def _why_plain(x: Tensor, weight: Tensor, *args: object, groups: int = 1, **kwargs: object) -> str:
+    """For `genmod.explain`."""
+    small = _stock_is_faster(x, weight, groups)
+    return "stock PyTorch is faster at so little work, or at groups of so few channels" if small else ""
+
+
+backends.register_public("upsample_conv2d", "upsample_conv2d", _why_plain)

@@ -15,6 +15,7 @@ refused with `Unsupported`, as is everything else that is not listed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ class Product(Operation):
         return output.detach(), grads
 
 
-class Layer(Operation):
+class Layer(Operation, ABC):
     """A convolution or a linear layer: `function(x, weight, bias, *options)`, its channels at `channel_dim`."""
 
     channel_dim: int
@@ -150,8 +151,9 @@ class Layer(Operation):
             grads.append((signal * scale).sum(others))
         return output, grads
 
+    @abstractmethod
     def weight_gradient(self, signal: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The gradient of the weight where the operand is `x` and the signal at the output is `signal`."""
 
 
 class LinearLayer(Layer):
