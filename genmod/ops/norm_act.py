@@ -240,8 +240,8 @@ def _check_activation(activation: Any, negative_slope: Any) -> None:
 
 
 # Below this many elements a call is mostly overhead, and stock PyTorch has less: forward of group norm and SiLU on
-# [2, 64, 8, 8], float32, took 34 us in stock PyTorch and 82 us here; on [8, 512, 16, 16] stock PyTorch took 1.5 times as
-# long as we did. The bound lies between the two; where exactly they cross was not measured.
+# [2, 64, 8, 8], float32, took 34 us in stock PyTorch and 82 us here; on [8, 512, 16, 16] stock PyTorch took 1.5 times
+# as long as we did. The bound lies between the two; where exactly they cross was not measured.
 _SMALL = 16384
 
 
