@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 import genmod
-from genmod import _native
-from genmod.testing import measure
+from genmod import _native, measure
 
 
 def describe(device: torch.device) -> dict[str, Any]:

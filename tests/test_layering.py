@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. A unit may import those below its floor; "genmod" is the public face, genmod/__init__.py.
 FLOORS = [
-    {"_native", "backends", "layout", "registry"},
+    {"_native", "backends", "layout", "measure", "registry"},
     {"reference", "kernels"},
     {"ops"},
     {"explain", "nn", "penalties", "specs", "swap"},
-    {"latent", "models", "pretext"},
+    {"models"},
+    {"compare", "latent", "pretext"},
     {"genmod"},
     {"doctor", "recipes", "testing"},
     {"cli"},
@@ -32,6 +33,7 @@ BESIDE = {
     ("backends", "_native"),
     ("kernels", "reference"),
     ("swap", "nn"),
+    ("swap", "penalties"),
     ("penalties", "nn"),
     ("recipes", "testing"),
 }

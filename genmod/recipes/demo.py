@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from genmod import ops
 from genmod.explain import explain
+from genmod.measure import interleaved, peak_bytes, synchronize
 from genmod.models import ConvVAE, ConvVAEConfig
 from genmod.nn import GaussianSampler
 from genmod.recipes import RecipeError, need
 from genmod.recipes.data import ImageSet, load
-from genmod.testing.measure import interleaved, peak_bytes, synchronize
 
 LARGE = (4096, 512)  # a batch of latents so large that the memory traffic of sampling shows
 TRAVERSED = 8  # latents drawn in the traversal

@@ -154,7 +154,7 @@ def test_same_bits_on_any_number_of_threads(threads):
 def test_memory_is_that_of_the_latents(op):
     """Forward and backward together stay below a few dozen copies of the inputs; one batch x batch x latent tensor
     would be a thousand."""
-    from genmod.testing.measure import peak_bytes
+    from genmod.measure import peak_bytes
 
     z, mean, logvar = (t.requires_grad_() for t in posteriors(2048, 16, dtype=torch.float32))
     inputs = (z, mean, logvar) if op == "total_correlation" else (z, mean)

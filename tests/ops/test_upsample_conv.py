@@ -129,7 +129,7 @@ def test_on_meta_tensors():
 
 @NATIVE
 def test_the_upsampled_image_is_never_there():
-    from genmod.testing.measure import peak_bytes
+    from genmod.measure import peak_bytes
 
     x, w = torch.randn(8, 64, 32, 32), torch.randn(64, 64, 3, 3)
     cpu = torch.device("cpu")
