@@ -138,6 +138,7 @@ class BiasAct(nn.Module):
         _check_activation(activation)
         self.num_channels, self.activation, self.negative_slope = num_channels, activation, negative_slope
         self.gain, self.clamp = gain, clamp
+        self.bias: nn.Parameter | None
         self.register_parameter(
             "bias", nn.Parameter(torch.zeros(num_channels, device=device, dtype=dtype)) if bias else None
         )
