@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from genmod.nn.norm_act import BatchNormAct, GroupNormAct
 from genmod.nn.upsample_conv import UpsampleConv2d
 from genmod.ops.norm_act import Activation
+from genmod.ops.upsample_conv import conv_transpose2d
 
 Norm = Literal["batch", "group", "none"]
 
@@ -120,12 +121,15 @@ class UpsampleBlock(nn.Module):
 
 
 class _ConvTranspose2d(nn.ConvTranspose2d):
-    """Of a single pixel, as in DCGAN's first block, a matrix product: ten times as fast as oneDNN's convolution."""
+    """`nn.ConvTranspose2d`, by a matrix product where that is faster: of a single pixel, as in DCGAN's first block, it
+    takes a tenth of the time that oneDNN's convolution does."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        geometry = (self.padding, self.output_padding, self.dilation, self.groups, output_size)
-        if input.shape[2:] != (1, 1) or geometry != ((0, 0), (0, 0), (1, 1), 1, None):
+        if output_size is not None or self.dilation != (1, 1) or torch.is_autocast_enabled(input.device.type):
             return super().forward(input, output_size)
+        walk: Any = (self.stride, self.padding, self.output_padding)
+        if input.shape[2:] != (1, 1) or walk[1:] != ((0, 0), (0, 0)) or self.groups != 1:
+            return conv_transpose2d(input, self.weight, self.bias, *walk, self.groups)
         pixels, weight = input.flatten(1), self.weight
         # The image is in the memory format of the weight, as it is after a convolution.
         if weight.is_contiguous():

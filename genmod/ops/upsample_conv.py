@@ -15,6 +15,8 @@ from torch import Tensor
 
 from genmod import backends, layout
 from genmod.ops import _checks
+from genmod.ops._convolution import Geometry, transposed_by_product
+from genmod.ops._differentiable_convolution import convolve_transposed
 from genmod.ops._library import define, differentiate
 from genmod.ops.norm_act import ACTIVATIONS, Activation, batch_norm_act, bias_act
 from genmod.reference import upsample_conv as reference
@@ -131,7 +133,7 @@ def conv_transpose2d_norm_act(
     x, weight, bias = _autocast(x, weight, bias)
     strides, paddings, output_paddings = _check_transposed(x, weight, bias, stride, padding, output_padding, groups)
     with reference.without_autocast(x):
-        image = F.conv_transpose2d(x, weight, bias, strides, paddings, output_paddings, groups)
+        image = conv_transpose2d(x, weight, bias, strides, paddings, output_paddings, groups)
     y = batch_norm_act(
         image,
         running_mean,
@@ -146,6 +148,23 @@ def conv_transpose2d_norm_act(
     )
     assert isinstance(y, Tensor), "a pair comes with a residual only"
     return y
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    output_padding: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """`torch.nn.functional.conv_transpose2d`, with a matrix product of ours where that is faster on a CPU."""
+    geometry = Geometry(stride, padding, (1, 1), groups)
+    plain = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+    if plain or not transposed_by_product(x, weight, geometry):
+        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups)
+    return convolve_transposed(x, weight, bias, geometry, output_padding)
 
 
 def _stock(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.node import Node, map_aggregate
 
+from genmod import layout
+from genmod.ops._convolution import Geometry, convolution, input_gradient, weight_gradient
 from genmod.ops.critic import leaky_relu_apply, leaky_relu_mask
 
 
@@ -134,12 +136,13 @@ class Layer(Operation, ABC):
     ) -> None:
         super().__init__(function, (x, weight, bias, *options), {})
         self.x, self.weight, self.bias, self.options = x, weight, bias, options
+        self.frozen = weight.detach()
         self.parameters = [p for p in (weight, bias) if p is not None and p.requires_grad]
 
     def replay(self, c: Tensor, signal: Tensor, values: Values) -> tuple[Tensor, Sequence[Tensor]]:
-        x, weight = values[self.x], self.weight.detach()
-        output = self.function(x, weight, None, *self.options)
-        grads = [self.weight_gradient(signal, x, weight)] if self.weight.requires_grad else []
+        x = values[self.x]
+        output = self.function(x, self.frozen, None, *self.options)
+        grads = [self.weight_gradient(signal, x)] if self.weight.requires_grad else []
         if self.bias is None:
             return output, grads
         scale = per_sample(c, output)
@@ -152,7 +155,7 @@ class Layer(Operation, ABC):
         return output, grads
 
     @abstractmethod
-    def weight_gradient(self, signal: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def weight_gradient(self, signal: Tensor, x: Tensor) -> Tensor:
         """The gradient of the weight where the operand is `x` and the signal at the output is `signal`."""
 
 
@@ -162,33 +165,39 @@ class LinearLayer(Layer):
     channel_dim = -1
 
     def adjoint(self, signal: Tensor, inputs: Values) -> Values:
-        return {self.x: signal @ self.weight.detach()}
+        return {self.x: signal @ self.frozen}
 
-    def weight_gradient(self, signal: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def weight_gradient(self, signal: Tensor, x: Tensor) -> Tensor:
         return signal.flatten(0, -2).t() @ x.flatten(0, -2)
 
 
 class Convolution(Layer):
-    """A convolution; its adjoint and its weight gradient are the backend's own kernels."""
+    """A convolution; its adjoint and its weight gradient are convolutions, too."""
 
     channel_dim = 1
 
+    def __init__(
+        self, x: Node, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> None:
+        rank = weight.dim() - 2
+        stride, padding, dilation = (
+            tuple(v) if isinstance(v, (tuple, list)) else (v,) * rank for v in (stride, padding, dilation)
+        )
+        super().__init__(convolution, x, weight, bias, Geometry(stride, padding, dilation, groups))
+
+    def forward(self, values: Values) -> Tensor:
+        # Four convolutions read the weight: it is brought into the image's memory format once.
+        form = layout.memory_format_of(values[self.x])
+        self.frozen = self.frozen.contiguous(memory_format=form)
+        return convolution(
+            values[self.x], self.frozen, None if self.bias is None else self.bias.detach(), *self.options
+        )
+
     def adjoint(self, signal: Tensor, inputs: Values) -> Values:
-        # Of the input only the shape enters.
-        return {self.x: self._backward(signal, inputs[self.x], self.weight.detach(), 0)}
+        return {self.x: input_gradient(signal, self.frozen, inputs[self.x].shape, *self.options)}
 
-    def weight_gradient(self, signal: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return self._backward(signal, x, weight, 1)
-
-    def _backward(self, signal: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
-        rank = x.dim() - 2
-        stride, padding, dilation, groups = self.options
-        many = [list(v) if isinstance(v, (tuple, list)) else [v] * rank for v in (stride, padding, dilation)]
-        mask = [which == 0, which == 1, False]
-        no_output_padding = [0] * rank
-        return torch.ops.aten.convolution_backward(
-            signal, x, weight, None, *many, False, no_output_padding, groups, mask
-        )[which]
+    def weight_gradient(self, signal: Tensor, x: Tensor) -> Tensor:
+        return weight_gradient(signal, x, self.weight.shape, *self.options)
 
 
 class Activation(Operation):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.node import Node
@@ -65,6 +66,8 @@ def operation(
     if "out" in kwargs:
         raise Unsupported(f"{name} writes into `out`")
     name = name if name.startswith("__") else name.rstrip("_")
+    if name == "view" and not any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+        function = torch.Tensor.reshape  # of an image that may be in another memory format than the critic thinks
     if name in _ANYWHERE:
         return Linear(function, args, kwargs)
     if name in ("leaky_relu", "critic_leaky_relu", "relu"):
@@ -107,8 +110,7 @@ def _convolution(
     _only_input_depends(function.__name__, input, weight, bias)
     if isinstance(padding, str):
         raise Unsupported(f"{function.__name__} with padding={padding!r}, expected numbers")
-    plain = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
-    return Convolution(plain, input, weight, bias, stride, padding, dilation, groups)
+    return Convolution(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Operation:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from genmod import layout
 from genmod.penalties import tape
 from genmod.penalties.affine import Unsupported, per_sample
 from genmod.penalties.outputs import one_per_sample
@@ -91,13 +92,21 @@ def value_and_input_gradient(critic: Critic, x: Tensor, *, engine: Engine = "aut
     if engine == "autograd" or (engine == "auto" and (_too_small(x) or _known_to_refuse(critic))):
         return _by_autograd(critic, x)
     try:
-        recorded = tape.record(critic, x)
+        recorded = tape.record(critic, _as_convolutions_like_it(x))
     except Unsupported as reason:
         if engine == "shared":
             raise RuntimeError(f'engine: got "shared", and this critic cannot take it: {reason}') from None
         _remember(critic, str(reason))
         return _by_autograd(critic, x)
-    return _Shared.apply(recorded, *recorded.parameters)
+    values, gradients = _Shared.apply(recorded, *recorded.parameters)
+    return values, gradients.contiguous(memory_format=layout.memory_format_of(x))
+
+
+def _as_convolutions_like_it(x: Tensor) -> Tensor:
+    """Images in channels_last on a CPU, where all passes together take 0.8 of the time; what the critic sees as it is
+    written is unchanged."""
+    images = x.device.type == "cpu" and x.dim() == 4 and x.dtype == torch.float32
+    return x.contiguous(memory_format=torch.channels_last) if images else x
 
 
 def _check(x: object, engine: str) -> None:

@@ -1,0 +1,141 @@
+r"""The three maps that a convolution is made of, each by the CPU's faster way: oneDNN's kernels, or one matrix product.
+
+With few pixels and many channels, as in the deep half of a critic or the first half of a generator, oneDNN reaches a
+fraction of what a matrix product does. There the patches under the kernel are written out (a few images at a time, so
+that they stay in the cache) and multiplied: forward :math:`y = P(x) W`, the input's gradient
+:math:`P^\top(g W^\top)`, the weight's :math:`P(x)^\top g`, where P takes an image to its patches. Elsewhere, and on
+other devices, these are ATen's convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genmod import layout
+
+
+class Geometry(NamedTuple):
+    """How a convolution walks over its input, a number per spatial dimension."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """`x` convolved with `weight`."""
+    if not _product_is_faster("forward", x, weight.shape, geometry):
+        convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
+        return convolve(x, weight, bias, *geometry)
+    images, pixels = x.permute(0, 2, 3, 1), _pixels(x.shape, weight.shape, geometry)
+    matrix = weight.permute(2, 3, 1, 0).flatten(0, 2)
+    y = x.new_empty(x.shape[0], *pixels, weight.shape[0])
+    for part in _parts(x.shape[0], pixels, matrix.shape[0]):
+        patches, rows = _patches(images[part], weight.shape, geometry, pixels), y[part].flatten(0, 2)
+        if bias is None:
+            torch.mm(patches, matrix, out=rows)
+        else:
+            torch.addmm(bias, patches, matrix, out=rows)
+    return _in_format_of(y.permute(0, 3, 1, 2), x, weight)
+
+
+def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    """The gradient of a convolution's input, of which only the shape enters: also a transposed convolution."""
+    if not _product_is_faster("input", grad, weight.shape, geometry):
+        return _backward(grad, grad.new_empty(1).expand(shape), weight, geometry, 0)
+    (height, width), (top, left), (down, right) = shape[2:], geometry.padding, geometry.stride
+    pixels, kernel = grad.shape[2:], weight.shape[2:]
+    matrix = weight.permute(0, 2, 3, 1).flatten(1)
+    padded = grad.new_zeros(shape[0], height + 2 * top, width + 2 * left, shape[1])
+    for part in _parts(shape[0], pixels, matrix.shape[1]):
+        rows = grad[part].permute(0, 2, 3, 1).flatten(0, 2)
+        patches = (rows @ matrix).view(-1, *pixels, *kernel, shape[1])
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                seen = padded[part, i : i + down * pixels[0] : down, j : j + right * pixels[1] : right]
+                seen[:, : pixels[0], : pixels[1]].add_(patches[:, :, :, i, j])
+    inside = padded[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+    return _in_format_of(inside, grad, weight)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    """The gradient of a convolution's weight, of which only the shape enters."""
+    if not _product_is_faster("weight", grad, shape, geometry):
+        return _backward(grad, x, grad.new_empty(1).expand(shape), geometry, 1)
+    images, gradients, pixels = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), grad.shape[2:]
+    total = grad.new_zeros(shape[0], shape[1:].numel())
+    for part in _parts(x.shape[0], pixels, total.shape[1]):
+        patches = _patches(images[part], shape, geometry, pixels)
+        total.addmm_(gradients[part].flatten(0, 2).t(), patches)
+    return total.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, which: int) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    mask = [which == 0, which == 1, False]
+    no_output_padding = [0] * len(stride)
+    results = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, no_output_padding, groups, mask
+    )
+    return results[which]
+
+
+# The matrix product's side.
+
+#: Pixels of the output up to which the product was faster, for each of the three maps; see docs/measured.md.
+_FEW_PIXELS = {"forward": 16, "input": 16, "weight": 64}
+_MANY_CHANNELS = 64
+#: Elements of a part's patches: 8 MB in float32, which the outer caches hold.
+_PART = 1 << 21
+
+
+def transposed_by_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a transposed convolution of `x`, or its backward pass, takes the matrix product."""
+    return _product_is_faster("weight", x, weight.shape, geometry)
+
+
+def _product_is_faster(which: str, image: Tensor, weight: torch.Size, geometry: Geometry) -> bool:
+    """Whether to take the matrix product. `image` is the input for "forward", else the output's gradient."""
+    wide = image.dtype in (torch.float32, torch.float64)
+    if image.device.type != "cpu" or not wide or image.dim() != 4 or geometry.groups != 1:
+        return False
+    if tuple(geometry.dilation) != (1, 1) or min(weight[:2]) < _MANY_CHANNELS or not image.numel():
+        return False
+    pixels = _pixels(image.shape, weight, geometry) if which == "forward" else image.shape[2:]
+    return 0 < pixels[0] * pixels[1] <= _FEW_PIXELS[which]
+
+
+def _pixels(image: torch.Size, weight: torch.Size, geometry: Geometry) -> tuple[int, int]:
+    """Height and width of the output."""
+    sizes = zip(image[2:], weight[2:], geometry.stride, geometry.padding)
+    height, width = ((size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in sizes)
+    return height, width
+
+
+def _parts(images: int, pixels: tuple[int, ...], columns: int) -> Iterator[slice]:
+    """Slices of the batch whose patches have about _PART elements."""
+    step = max(1, _PART // (pixels[0] * pixels[1] * columns))
+    for first in range(0, images, step):
+        yield slice(first, first + step)
+
+
+def _patches(images: Tensor, weight: torch.Size, geometry: Geometry, pixels: tuple[int, ...]) -> Tensor:
+    """What the kernel sees at each pixel of the output: `[N, H, W, C]` to `[N * pixels, kernel * C]`."""
+    (top, left), (down, right) = geometry.padding, geometry.stride
+    padded = F.pad(images, (0, 0, left, left, top, top)).contiguous()
+    batch, row, column, _ = padded.stride()
+    # A row of the kernel covers neighbours in memory.
+    shape = (images.shape[0], *pixels, weight[2], weight[3] * weight[1])
+    return padded.as_strided(shape, (batch, down * row, right * column, row, 1)).reshape(-1, shape[3] * shape[4])
+
+
+def _in_format_of(image: Tensor, *others: Tensor) -> Tensor:
+    """`image`, which is in channels_last, in the memory format that ATen's convolution of `others` has."""
+    last = any(layout.memory_format_of(t) is torch.channels_last for t in others)
+    return image.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

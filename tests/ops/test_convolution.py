@@ -1,0 +1,113 @@
+"""The CPU's convolutions by matrix product: the same numbers as ATen's, whatever the geometry and layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from genmod import ops
+from genmod.ops import _convolution
+from genmod.ops._convolution import Geometry, convolution, input_gradient, weight_gradient
+from genmod.ops.upsample_conv import conv_transpose2d
+
+# Kernel, stride, padding and input size such that all three maps take the product.
+WALKS = [
+    ((4, 4), (2, 2), (1, 1), (8, 8)),
+    ((3, 3), (1, 1), (1, 1), (4, 4)),
+    ((3, 2), (2, 1), (0, 1), (7, 3)),
+    ((4, 4), (1, 1), (0, 0), (4, 4)),
+    ((1, 1), (2, 2), (0, 0), (5, 7)),
+]
+
+
+def draw(*shape: int, dtype: torch.dtype, last: bool = False) -> Tensor:
+    t = torch.randn(shape, dtype=torch.float64).to(dtype)
+    return t.contiguous(memory_format=torch.channels_last) if last else t
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("walk", WALKS, ids=str)
+def test_all_three_maps_are_those_of_aten(walk, last: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_convolution, "_PART", 1 << 15)  # so that a batch has several parts
+    kernel, stride, padding, size = walk
+    torch.manual_seed(0)
+    x, weight, bias = (
+        draw(5, 64, *size, dtype=dtype, last=last),
+        draw(96, 64, *kernel, dtype=dtype),
+        draw(96, dtype=dtype),
+    )
+    geometry = Geometry(stride, padding, (1, 1), 1)
+    assert _convolution._product_is_faster("forward", x, weight.shape, geometry)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), *geometry)
+    grad = draw(*exact.shape, dtype=dtype, last=last)
+    mask = [True, True, False]
+    to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+        grad.double(), x.double(), weight.double(), None, stride, padding, (1, 1), False, (0, 0), 1, mask
+    )
+    stock = torch.nn.functional.conv2d(x, weight, bias, *geometry)
+    for ours, wanted, terms in (
+        (convolution(x, weight, bias, geometry), exact, weight[0].numel()),
+        (convolution(x, weight, None, geometry), exact - bias.double()[:, None, None], weight[0].numel()),
+        (input_gradient(grad, weight, x.shape, geometry), to_x, weight[:, 0].numel()),
+        (weight_gradient(grad, x, weight.shape, geometry), to_weight, grad[:, 0].numel()),
+    ):
+        # Sums of that many products, each of unit size.
+        bound = 4 * torch.finfo(dtype).eps * terms**0.5 * wanted.abs().max()
+        assert ours.dtype == dtype and (ours.double() - wanted).abs().max() <= bound
+    ours = convolution(x, weight, bias, geometry)
+    for form in (torch.contiguous_format, torch.channels_last):
+        assert ours.is_contiguous(memory_format=form) == stock.is_contiguous(memory_format=form)
+    assert input_gradient(grad, weight, x.shape, geometry).shape == x.shape
+
+
+def test_derivatives_of_a_critics_convolution():
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 2, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(64, 64, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def few(x: Tensor, weight: Tensor) -> Tensor:
+        # A few numbers of the result: a Jacobian of all of them would take minutes.
+        return ops.critic_conv2d(x, weight * 0.1, None, 1, 1)[:, ::40, 0, :2]
+
+    direction = torch.randn_like(x), torch.randn_like(weight)
+
+    def along(t: Tensor) -> Tensor:
+        return few(x.detach() + t * direction[0], weight.detach() + t * direction[1])
+
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(along, (t,))
+    assert torch.autograd.gradgradcheck(along, (t,))
+
+
+@pytest.mark.parametrize("walk", [((4, 4), (2, 2), (1, 1), (0, 0)), ((3, 3), (2, 2), (1, 1), (1, 1))], ids=str)
+def test_transposed_convolution_and_its_gradients_are_torchs(walk):
+    kernel, stride, padding, output_padding = walk
+    torch.manual_seed(0)
+    given = [torch.randn(3, 64, 4, 4), torch.randn(64, 96, *kernel), torch.randn(96)]
+    assert _convolution.transposed_by_product(given[0], given[1], Geometry(stride, padding, (1, 1), 1))
+    results = []
+    for function, cast in (
+        (conv_transpose2d, torch.Tensor.float),
+        (torch.nn.functional.conv_transpose2d, torch.Tensor.double),
+    ):
+        inputs = [cast(t).requires_grad_() for t in given]
+        y = function(*inputs, stride, padding, output_padding, 1)
+        cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        grads = torch.autograd.grad(y, inputs, cotangent, create_graph=True)
+        second = torch.autograd.grad(grads[0].square().sum() + grads[1].square().sum(), inputs[:2])
+        results.append([y, *grads, *second])
+    for ours, wanted in zip(*results, strict=True):
+        assert (ours - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_empty_batches_and_tiny_layers_are_left_to_aten():
+    geometry = Geometry((1, 1), (1, 1), (1, 1), 1)
+    few = torch.Size((8, 64, 3, 3))
+    assert not _convolution._product_is_faster("forward", torch.zeros(2, 64, 4, 4), few, geometry)
+    many = torch.Size((64, 64, 3, 3))
+    assert not _convolution._product_is_faster("forward", torch.zeros(0, 64, 4, 4), many, geometry)
+    assert not _convolution._product_is_faster("forward", torch.zeros(2, 64, 64, 64), many, geometry)
+    assert not _convolution._product_is_faster("forward", torch.zeros(2, 64, 4, 4).bfloat16(), many, geometry)
+    assert not _convolution._product_is_faster("forward", torch.zeros(2, 64, 4, 4), many, geometry._replace(groups=2))
