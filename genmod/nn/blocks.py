@@ -127,9 +127,11 @@ class _ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None or self.dilation != (1, 1) or torch.is_autocast_enabled(input.device.type):
             return super().forward(input, output_size)
-        walk: Any = (self.stride, self.padding, self.output_padding)
-        if input.shape[2:] != (1, 1) or walk[1:] != ((0, 0), (0, 0)) or self.groups != 1:
-            return conv_transpose2d(input, self.weight, self.bias, *walk, self.groups)
+        options: dict[str, Any] = {
+            name: getattr(self, name) for name in ("stride", "padding", "output_padding", "groups")
+        }
+        if input.shape[2:] != (1, 1) or (self.padding, self.output_padding, self.groups) != ((0, 0), (0, 0), 1):
+            return conv_transpose2d(input, self.weight, self.bias, **options)
         pixels, weight = input.flatten(1), self.weight
         # The image is in the memory format of the weight, as it is after a convolution.
         if weight.is_contiguous():
