@@ -1,9 +1,10 @@
-"""What every model here can do, whatever its family: one interface for training, for tools on latents, and for disks."""
+"""What every model can do, whatever its family: one interface for training, for tools on latents, and for disks."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -203,6 +204,4 @@ def load(folder: str | os.PathLike[str]) -> Model:
 
 def _version() -> str:
     # genmod.__version__, which is set by the time that anyone saves; the package's face lies above this module.
-    import sys
-
     return str(getattr(sys.modules["genmod"], "__version__", "unknown"))

@@ -1,8 +1,8 @@
 """Checkpoints of models: a folder with `model.safetensors` (the weights) and `config.json` (what they are weights of).
 
-Nothing read from a checkpoint is ever run: no pickle, and no import by a name that stands in a file. A folder is written
-so that a full disk or a killed process leaves the checkpoint that was there before whole: everything is on the disk
-under another name before the first file is replaced.
+Nothing read from a checkpoint is ever run: no pickle, and no import by a name that stands in a file. A folder is
+written so that a full disk or a killed process leaves the checkpoint that was there before whole: everything is on the
+disk under another name before the first file is replaced.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Encoders, decoders, critics and generators of small square images, from the fused modules of `genmod.nn`.
 
 Every stage halves or doubles the resolution; the number of feature maps doubles with each stage away from the image, up
-to four times the first. Halving is a 4x4 convolution with stride 2, which touches every pixel equally often; doubling is
-`nn.UpsampleBlock`, which costs what a transposed convolution costs and leaves no checkerboard.
+to four times the first. Halving is a 4x4 convolution with stride 2, which touches every pixel equally often; doubling
+is `nn.UpsampleBlock`, which costs what a transposed convolution costs and leaves no checkerboard.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Literal
 
@@ -119,8 +120,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         _checks.choice("norm", norm, NORMS)
         self.bottom = _bottom(image_size, width, stages)
-        features, height, size = self.bottom
-        self.input = nn.Linear(latent_dim, features * height * size)
+        self.input = nn.Linear(latent_dim, math.prod(self.bottom))
         widths = stage_widths(width, stages)[::-1]
         self.stages = nn.Sequential(
             *(
