@@ -253,12 +253,11 @@ def save_figure(path: Path, runs: list[dict[str, Any]]) -> None:
 
 
 def save_traversal(path: Path, model: VAE, data: shapes.Shapes, rows: int = 6, columns: int = 9) -> None:
-    """The latents with the largest KL, each moved through [-2, 2] from the code of the image in the middle."""
+    """The latents with the largest KL, each moved through [-2, 2] from the prior's mean."""
     mean, logvar = latent.posteriors(model, data.images, chunk=512)
     dims, kl = latent.by_information(mean, logvar)
-    middle = torch.tensor([[2, *(size // 2 for size in data.sizes[1:])]])
     values = torch.linspace(-2, 2, columns)
-    grid: Tensor = latent.traverse(mean[data.index(middle)[0]], dims[:rows].tolist(), values)
+    grid: Tensor = latent.traverse(torch.zeros(model.latent_dim), dims[:rows].tolist(), values)
     pictures.save_traversal(path, latent.decode(model, grid), dims[:rows].tolist(), kl[:rows].tolist(), values.tolist())
 
 
