@@ -47,7 +47,7 @@ def invert(
     .. math::
         \operatorname{mean}\left(f(\mathrm{decode}(z)) - f(x)\right)^2 + \frac{\lambda}{2D} |z|^2
 
-    Each image and each restart is a search of its own: no result depends on the images beside it (provided that
+    Each image and each restart is a search of its own: from its start on, it knows nothing of the others (provided that
     `decode` treats samples independently; put a model with batch norm into evaluation mode). The parameters of the
     generator get no gradients.
 
