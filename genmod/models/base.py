@@ -8,6 +8,7 @@ import sys
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from genmod.models import checkpoint
@@ -91,6 +92,17 @@ class Model(nn.Module):
     def forward(self, images: Tensor, **options: Any) -> Losses:
         """The same as `loss`."""
         return self.loss(images, **options)
+
+    def distribute(self, group: dist.ProcessGroup | None) -> None:
+        """Share the batch with the processes of a group, in equal parts; None, the default, ends it.
+
+        Terms that compare the samples of a batch with each other (total correlation, MMD, DIP) are then those of the
+        whole batch, with gradients to be averaged over the processes. All other terms are means over samples, and need
+        nothing.
+        """
+        for module in self.modules():
+            if hasattr(module, "process_group"):
+                module.process_group = group
 
     def backward(self, phase: str, images: Tensor, draws: Draws, *, step: int = 0, scale: float = 1.0) -> Losses:
         """Add `scale` times the gradient of a phase's loss to `.grad` of its parameters, and of no others.

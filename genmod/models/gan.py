@@ -190,8 +190,8 @@ class GAN(Model):
         decay = min(self.config.average, (1 + step) / (10 + step))
         for mean, weight in zip(self.averaged.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(weight, 1 - decay)
-        for mean, value in zip(self.averaged.buffers(), self.generator.buffers(), strict=True):
-            mean.copy_(value)
+        for kept, value in zip(self.averaged.buffers(), self.generator.buffers(), strict=True):
+            kept.copy_(value)
 
     def train(self, mode: bool = True) -> GAN:
         """Training or evaluation mode; the averaged generator is always in the latter."""

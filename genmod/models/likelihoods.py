@@ -54,8 +54,8 @@ class PixelLikelihood(nn.Module):
             self.loss = LogisticMixture(components, channels=channels, bins=bins)
             self.output_channels = self.loss.parameters_per_pixel
             return
-        options: dict[str, float] = {"gaussian": {"sigma": sigma}, "discretized_logistic": {"bins": bins}}.get(kind, {})
-        self.loss = ReconstructionLoss(kind, reduction="batch", **options)
+        options: dict[str, dict[str, float]] = {"gaussian": {"sigma": sigma}, "discretized_logistic": {"bins": bins}}
+        self.loss = ReconstructionLoss(kind, reduction="batch", **options.get(kind, {}))
         self.output_channels = 2 * channels if kind == "discretized_logistic" else channels
 
     def forward(self, output: Tensor, images: Tensor) -> Tensor:
