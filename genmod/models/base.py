@@ -204,13 +204,13 @@ class Model(nn.Module):
             raise ValueError(f"z: got shape {tuple(z.shape)}, expected [B, {self.latent_dim}]")
 
     def _draws(self, phase: str, images: Tensor, draws: Draws | None, generator: torch.Generator | None) -> Draws:
-        """The draws for a batch: those given, or new ones, where the images are and with a row for each of them."""
+        """The draws for a batch, those given or new ones: a row for each image, on its device and in its dtype."""
         if draws is None:
             draws = self.draw(phase, len(images), generator)
         for name, tensor in draws.items():
             if len(tensor) != len(images):
                 raise ValueError(f"draws: got {len(tensor)} rows of {name!r}, expected one per image, {len(images)}")
-        return {name: tensor.to(images.device) for name, tensor in draws.items()}
+        return {name: tensor.to(images) for name, tensor in draws.items()}
 
 
 def load(folder: str | os.PathLike[str]) -> Model:

@@ -33,19 +33,20 @@ def backward(model: Model, phase: str, x: Tensor, *, scale: float = 1.0, step: i
 
 def check_phases(model: Model, x: Tensor) -> None:
     """Each phase fills the gradients of its parameters and of no others, in proportion to `scale`, and adds to them."""
+    model, x = model.double(), x.double()
     for phase in model.phases:
         own = {id(p) for p in model.phase_parameters(phase)}
         names = {name for name, p in model.named_parameters() if id(p) in own}
         once, thrice = backward(model, phase, x), backward(model, phase, x, scale=3.0)
         assert {name for name, grad in once.items() if grad is not None} == names
         for name in names:
-            torch.testing.assert_close(thrice[name], 3 * once[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(thrice[name], 3 * once[name], rtol=1e-6, atol=1e-9)
         twice = copy.deepcopy(model)
         for _ in range(2):
             twice.backward(phase, x, model.draw(phase, len(x), torch.Generator().manual_seed(0)), step=3)
         for name, grad in gradients(twice).items():
             if name in names:
-                torch.testing.assert_close(grad, 2 * once[name], rtol=1e-4, atol=1e-6)
+                torch.testing.assert_close(grad, 2 * once[name], rtol=1e-6, atol=1e-9)
 
 
 def check_draws(model: Model) -> None:
