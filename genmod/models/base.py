@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genmod.models import checkpoint
 from genmod.models.checkpoint import CheckpointError
+from genmod.nn import DIP, MMD, TotalCorrelation
 
 __all__ = ["CheckpointError", "Draws", "Losses", "Model", "load"]
 
@@ -101,7 +102,7 @@ class Model(nn.Module):
         nothing.
         """
         for module in self.modules():
-            if hasattr(module, "process_group"):
+            if isinstance(module, (TotalCorrelation, MMD, DIP)):
                 module.process_group = group
 
     def backward(self, phase: str, images: Tensor, draws: Draws, *, step: int = 0, scale: float = 1.0) -> Losses:
