@@ -1,8 +1,8 @@
 """The demo: one convolutional VAE on real images, trained with stock PyTorch's sampling and with genmod's.
 
 Both models are genmod's but for that one module, start from the same weights and see the same batches and the same
-noise; their steps alternate, so what disturbs the machine disturbs both. The tables say what genmod changed, and what it
-did not.
+noise; their steps alternate, so what disturbs the machine disturbs both. The tables say what genmod changed, and what
+it did not.
 """
 
 from __future__ import annotations
