@@ -25,6 +25,7 @@ from torch import Tensor
 from genmod import latent
 from genmod.latent import metrics
 from genmod.models import VAE, VAEConfig
+from genmod.models.vae import Objective
 from genmod.recipes import RecipeError, need, pictures, shapes
 
 Report = Callable[[str], None]
@@ -34,7 +35,7 @@ Report = Callable[[str], None]
 class Method:
     """What is varied: the objective of the VAE and its beta, and the weight of the orthogonality penalty."""
 
-    objective: str
+    objective: Objective
     beta: float
     orthogonality: float = 0.0
 
@@ -137,7 +138,7 @@ def train(method: Method, data: shapes.Shapes, config: DisentangleConfig, seed: 
             latent_dim=config.latent_dim,
             width=config.width,
             stages=config.stages,
-            objective=method.objective,  # type: ignore[arg-type]  # METHODS holds no other word than the config takes
+            objective=method.objective,
             beta=method.beta,
             dataset_size=len(data.images),
         )
