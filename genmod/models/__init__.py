@@ -3,15 +3,18 @@
 from genmod.models.autoencoder import Autoencoder, AutoencoderConfig
 from genmod.models.base import CheckpointError, Losses, Model, load
 from genmod.models.conv_vae import ConvVAE, ConvVAEConfig, VAELoss
+from genmod.models.transfer import Classifier, transfer
 
 __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "CheckpointError",
+    "Classifier",
     "ConvVAE",
     "ConvVAEConfig",
     "Losses",
     "Model",
     "VAELoss",
     "load",
+    "transfer",
 ]
