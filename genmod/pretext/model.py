@@ -213,6 +213,12 @@ class PretextModel(Model):
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder} has a config that {cls.__name__} does not take: {error}") from error
 
+    def _draws(self, phase: str, images: Tensor, draws: Draws | None, generator: torch.Generator | None) -> Draws:
+        """As in `Model`, but in the dtype that they were drawn in: here they also are classes and places."""
+        draws = self.draw(phase, len(images), generator) if draws is None else draws
+        super()._draws(phase, images, draws, None)  # for its checks
+        return {name: tensor.to(images.device) for name, tensor in draws.items()}
+
     def _check_samples(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.sample_shape:
             wanted = ", ".join(map(str, self.sample_shape))
