@@ -116,20 +116,3 @@ def test_test_digits_are_not_among_those_to_train_on() -> None:
     assert len(train.images) + len(test.images) == 1797 and len(test.images) == len(test.labels) == 360
     assert not {x.numpy().tobytes() for x in train.images} & {x.numpy().tobytes() for x in test.images}
     assert train.labels.bincount().min() > 100
-
-
-@pytest.mark.slow
-def test_digits_from_a_denoising_encoder_are_told_apart_by_few_labels() -> None:
-    """A short version of the experiment in docs/few_labels.md: one seed, a quarter of its steps."""
-    train, test = few_labels.labelled_digits()
-    config = few_labels.PretextConfig(
-        "predict_self", {"noise": 0.5, "latent_dim": None}, image_size=8, channels=1, width=32, stages=3
-    )
-    encoders = {
-        "random": lambda seed: few_labels.pretrain(config, train.images, seed=seed, steps=1).encoder,
-        "denoising": lambda seed: few_labels.pretrain(config, train.images, seed=seed, steps=200).encoder,
-    }
-    ways = ("linear probe", "nearest neighbour")
-    found = few_labels.curve(encoders, train, test, fractions=(0.05,), seeds=(0,), ways=ways)
-    assert float(found.margin("nearest neighbour", "denoising", 0.05)) > 0.03
-    assert float(found.margin("linear probe", "denoising", 0.05)) > 0.0
