@@ -35,6 +35,13 @@ def save_samples(path: Path, images: Tensor, columns: int = 8) -> None:
     _save_grid(path, torch.stack(rows), "Samples from the prior: z ~ N(0, I), decoded")
 
 
+def save_images(path: Path, images: Tensor, title: str, columns: int = 8) -> None:
+    """Any [N, C, H, W], or the first images of clips [N, T, C, H, W]: at most 64, what is outside [0, 1] cut off."""
+    shown = torch.nan_to_num(images[:64, 0] if images.dim() == 5 else images[:64])
+    rows = [_pad(row, columns) for row in shown.split(columns)]
+    _save_grid(path, torch.stack(rows), title)
+
+
 def save_traversal(path: Path, grid: Tensor, dims: list[int], kl: list[float], values: list[float]) -> None:
     """grid [rows, columns, C, H, W]: row r moves latent dims[r], of KL kl[r] nats, through `values`."""
     labels = [f"z{dim}   {nats:.2f} nats" for dim, nats in zip(dims, kl, strict=True)]

@@ -121,9 +121,8 @@ class Trainer:
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.accumulate = max(config.accumulate, self.accelerator.gradient_accumulation_steps)
         if config.batch % (self.processes * self.accumulate):
-            raise RecipeError(
-                f"batch: got {config.batch}, expected a multiple of {self.processes} processes x {self.accumulate} parts"
-            )
+            pieces = f"{self.processes} processes x {self.accumulate} parts"
+            raise RecipeError(f"batch: got {config.batch}, expected a multiple of {pieces}")
         if not len(images):
             raise RecipeError("images: got none, expected at least one")
         self.device = self.accelerator.device

@@ -24,7 +24,7 @@ from genmod.recipes.checkpoint import Checkpoints, SaveError, load_weights, read
 from genmod.recipes.interrupts import Interrupts, leave
 from genmod.recipes.steps import Trainable, TrainConfig, Trainer
 
-__all__ = ["Diverged", "Result", "Trainable", "TrainConfig", "Trainer", "train"]
+__all__ = ["Diverged", "Result", "TrainConfig", "Trainable", "Trainer", "train"]
 
 Report = Callable[[str], None]
 
