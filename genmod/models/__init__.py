@@ -2,16 +2,19 @@
 
 from genmod.models.autoencoder import Autoencoder, AutoencoderConfig
 from genmod.models.base import CheckpointError, Losses, Model, load
-from genmod.models.conv_vae import ConvVAE, ConvVAEConfig, VAELoss
+from genmod.models.gan import GAN, GANConfig
+from genmod.models.vae import VAE, Encoding, VAEConfig
 
 __all__ = [
+    "GAN",
+    "VAE",
     "Autoencoder",
     "AutoencoderConfig",
     "CheckpointError",
-    "ConvVAE",
-    "ConvVAEConfig",
+    "Encoding",
+    "GANConfig",
     "Losses",
     "Model",
-    "VAELoss",
+    "VAEConfig",
     "load",
 ]

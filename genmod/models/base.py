@@ -88,6 +88,10 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def forward(self, images: Tensor, **options: Any) -> Losses:
+        """The same as `loss`."""
+        return self.loss(images, **options)
+
     def backward(self, phase: str, images: Tensor, draws: Draws, *, step: int = 0, scale: float = 1.0) -> Losses:
         """Add `scale` times the gradient of a phase's loss to `.grad` of its parameters, and of no others.
 
@@ -142,7 +146,7 @@ class Model(nn.Module):
 
     @classmethod
     def load(cls: type[M], folder: str | os.PathLike[str]) -> M:
-        """The model that `save` wrote, on the CPU in float32 and in training mode.
+        """The model that `save` wrote, on the CPU, in float32 and in evaluation mode.
 
         Raises:
             CheckpointError: no checkpoint; one of another model or format; damaged files; a pickle, which is not read.
@@ -158,7 +162,7 @@ class Model(nn.Module):
         tensors = checkpoint.read_tensors(folder, shell.state_dict())
         model = kind._from_config(header["config"], folder)
         model.load_state_dict(tensors)
-        return model
+        return model.eval()
 
     @classmethod
     def _from_config(cls: type[M], config: dict[str, Any], folder: object) -> M:

@@ -11,11 +11,16 @@ import math
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from genmod.nn import (
     BatchNormAct,
     BiasAct,
+    ConvTransposeBlock,
+    CriticConv2d,
+    CriticLeakyReLU,
+    CriticLinear,
     GroupNormAct,
     UpsampleBlock,
     UpsampleConv2d,
@@ -24,6 +29,7 @@ from genmod.ops import _checks
 
 Norm = Literal["group", "batch", "none"]
 NORMS = ("group", "batch", "none")
+_SLOPE = 0.2  # of leaky ReLUs
 
 
 def stage_widths(width: int, stages: int) -> list[int]:
@@ -133,3 +139,94 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """The parameters of the pixels."""
         return self.output(self.stages(self.input(z).unflatten(1, self.bottom)))
+
+
+class Critic(nn.Module):
+    """Images to one number each, piecewise linear: 4x4 convolutions with stride 2 and leaky ReLUs, no norm (DCGAN).
+
+    Args:
+        image_size, channels, width, stages: as of `ConvEncoder`.
+
+    Attributes:
+        feature_shape: (F, h, w) of `features`.
+
+    Shape:
+        `features(x)`: `[B, C, H, W]` to `[B, F, h, w]`; `forward(x)`: to `[B]`.
+    """
+
+    def __init__(self, image_size: int, channels: int, width: int = 32, stages: int = 3) -> None:
+        super().__init__()
+        self.feature_shape = _bottom(image_size, width, stages)
+        layers: list[nn.Module] = []
+        for narrow, wide in pairwise([channels, *stage_widths(width, stages)]):
+            layers += [CriticConv2d(narrow, wide, 4, stride=2, padding=1), CriticLeakyReLU(_SLOPE)]
+        self.stages = nn.Sequential(*layers)
+        self.output = CriticLinear(math.prod(self.feature_shape), 1)
+        _keep_variance(self)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The map of features, `[B, F, h, w]`."""
+        return self.stages(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One value per image, `[B]`."""
+        return self.output(self.features(x).flatten(1)).flatten(0)
+
+
+class Generator(nn.Module):
+    """Latents to images with values in [-1, 1].
+
+    Args:
+        image_size, channels, width, stages: as of `ConvDecoder`.
+        latent_dim: D.
+        norm: "batch", DCGAN's blocks of transposed convolution, batch norm and ReLU; or "none", upsampling, convolution
+            and leaky ReLU.
+
+    Shape:
+        `[B, D]` to `[B, channels, H, W]`.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        latent_dim: int,
+        width: int = 32,
+        stages: int = 3,
+        *,
+        norm: Literal["batch", "none"] = "batch",
+    ) -> None:
+        super().__init__()
+        _checks.choice("norm", norm, ("batch", "none"))
+        self.bottom = _bottom(image_size, width, stages)
+        plain = norm == "none"
+        self.input = nn.Linear(latent_dim, math.prod(self.bottom), bias=plain)
+        self.act: nn.Module = BatchNormAct(self.bottom[0])
+        if plain:
+            self.act = BiasAct(self.bottom[0], "leaky_relu", negative_slope=_SLOPE, bias=False)
+        widths = stage_widths(width, stages)[::-1]
+        if plain:
+            blocks = [
+                UpsampleBlock(wide, narrow, norm="none", activation="leaky_relu", negative_slope=_SLOPE)
+                for wide, narrow in pairwise(widths)
+            ]
+        else:
+            blocks = [ConvTransposeBlock(wide, narrow) for wide, narrow in pairwise(widths)]
+        self.stages = nn.Sequential(*blocks)
+        self.output = UpsampleConv2d(width, channels)
+        if plain:
+            _keep_variance(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The images."""
+        x = self.act(self.input(z).unflatten(1, self.bottom))
+        return torch.tanh(self.output(self.stages(x)))
+
+
+def _keep_variance(network: nn.Module) -> None:
+    """Weights with which signals keep their size through leaky ReLUs, as they must where no norm does it for them."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(layer.weight, _SLOPE)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
