@@ -1,4 +1,4 @@
-"""The demo's pictures, as PNG files.
+"""The pictures of all recipes, as PNG files.
 
 Every image pixel becomes a whole number of screen pixels, so nothing is blurred by resampling. The figures are made
 without pyplot: no global state, no display, no backend to choose.
@@ -75,6 +75,25 @@ def save_curves(path: Path, stock: list[float], genmod: list[float]) -> None:
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+    figure.savefig(path)
+
+
+def save_losses(path: Path, curve: dict[str, list[float]], title: str) -> None:
+    """The loss of every step, one panel for each phase, with its moving average."""
+    figure = need("matplotlib.figure").Figure(figsize=(9, 3 * len(curve)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(curve), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (phase, losses) in zip(panels, curve.items(), strict=True):
+        axes.plot(np.arange(1, len(losses) + 1), losses, color=MUTED, linewidth=0.5, alpha=0.5, label="each step")
+        axes.plot(*_smooth(losses), color=GENMOD, linewidth=1.5, label=f"mean of {_window(losses)} steps")
+        # The first steps can be far from the rest and would flatten the curve.
+        low, high = np.quantile(losses[len(losses) // 20 :], [0, 1])
+        axes.set_ylim(low - 0.08 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
+        axes.set_ylabel(f"{phase} loss")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    panels[0].set_title(title, loc="left", color=INK)
+    panels[0].legend(frameon=False, loc="upper right")
+    panels[-1].set_xlabel("training step")
     figure.savefig(path)
 
 

@@ -63,6 +63,7 @@ def train(
     resume: bool = False,
     device: str | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    finish: Callable[[Any], None] | None = None,
     log: bool = True,
     console: Any = None,
     title: str = "training",
@@ -78,6 +79,7 @@ def train(
         resume: go on from the newest checkpoint in `out`, or start where there is none yet.
         device: "cpu", "cuda", or None for Accelerate's choice.
         optimizer: called as `optimizer(parameters, lr=..., betas=...)`.
+        finish: called after the last step with the model that will be used, before it is saved.
         log: write TensorBoard files to `out`.
         console: a rich console for a progress bar, or None for no bar.
         title: in front of the bar.
@@ -95,22 +97,23 @@ def train(
         trainer = Trainer(
             model, images, config, device=device, optimizer=optimizer, log_to=out / "logs" if out and log else None
         )
-        run = _Run(trainer, out, report)
+        run = _Run(trainer, out, report, finish)
         run.begin(resume)
         with Interrupts() as interrupts, _bar(run, console, title) as show, _logs(trainer):
             run.to_the_end(interrupts, show)
-    # What was read before training began would count as time of steps that other processes took.
     taken = max(trainer.steps_done - run.first, 1)
-    model = model if trainer.averaged is None else trainer.averaged
     share = trainer.data_seconds / max(trainer.seconds, 1e-9)
-    return Result(model.eval(), run.curve, trainer.steps_done, trainer.seconds / taken, share)
+    return Result(run.model.eval(), run.curve, trainer.steps_done, trainer.seconds / taken, share)
 
 
 class _Run:
     """A trainer with its folder and its curve."""
 
-    def __init__(self, trainer: Trainer, out: Path | None, report: Report) -> None:
-        self.trainer, self.out, self.config = trainer, out, trainer.config
+    def __init__(
+        self, trainer: Trainer, out: Path | None, report: Report, finish: Callable[[Any], None] | None
+    ) -> None:
+        self.trainer, self.out, self.config, self.finish = trainer, out, trainer.config, finish
+        self.model = trainer.model if trainer.averaged is None else trainer.averaged
         self.report = report if trainer.accelerator.is_main_process else lambda _: None
         self.checkpoints = Checkpoints(out / "checkpoints") if out else None
         self.curve: dict[str, list[float]] = {phase: [] for phase in trainer.optimizers}
@@ -202,6 +205,8 @@ class _Run:
         trainer = self.trainer
         if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
             raise self._diverged(trainer.steps_done - 1, "a weight is not finite after the update")
+        if self.finish and trainer.steps_done == self.config.steps:
+            self.finish(self.model)
         if self.checkpoints is None:
             return
         failed = None
