@@ -3,6 +3,7 @@
 from genmod.models.autoencoder import Autoencoder, AutoencoderConfig
 from genmod.models.base import CheckpointError, Losses, Model, load
 from genmod.models.gan import GAN, GANConfig
+from genmod.models.transfer import Classifier, transfer
 from genmod.models.vae import VAE, Encoding, VAEConfig
 
 __all__ = [
@@ -11,10 +12,12 @@ __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "CheckpointError",
+    "Classifier",
     "Encoding",
     "GANConfig",
     "Losses",
     "Model",
     "VAEConfig",
     "load",
+    "transfer",
 ]
