@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from genmod import models
 from genmod.models.base import CheckpointError, Model
 from genmod.recipes import RecipeError, need
 from genmod.recipes.checkpoint import model_folder
+from genmod.recipes.data import ImageSet, load
 
 
 def exit_code(command: str, run: Callable[[], object]) -> int:
@@ -44,10 +47,44 @@ def sayer(to: Any) -> Callable[[str], None]:
 
 def load_model(folder: Path) -> Model:
     """The model of a run, of a checkpoint, or of a folder that `Model.save` wrote, in evaluation mode."""
-    import genmod.models
-    import genmod.pretext  # noqa: F401  (its models can be loaded once it is imported)
+    importlib.import_module("genmod.pretext")  # its models can be loaded once it is imported
+    return models.load(model_folder(folder)).eval()
 
-    return genmod.models.load(model_folder(folder)).eval()
+
+def add_view_arguments(parser: argparse.ArgumentParser, picture: str, *, images: bool) -> None:
+    """What the commands that draw a trained model have in common; `images` for those that show it some."""
+    parser.add_argument("checkpoint", type=Path, help="folder of a training run, of a checkpoint or of a saved model")
+    parser.add_argument("--out", type=Path, default=Path(picture), help="PNG file to write (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="default: %(default)s")
+    if images:
+        parser.add_argument(
+            "--data", default="digits", metavar="digits|photos|shapes|PATH", help="default: %(default)s"
+        )
+
+
+def load_drawing(folder: Path) -> Model:
+    """As `load_model`, of one that draws images."""
+    model = load_model(folder)
+    if type(model).decode is Model.decode:
+        raise RecipeError(f"{folder} holds a {type(model).__name__}, which draws no images")
+    return model
+
+
+def load_encoding(folder: Path) -> Model:
+    """As `load_model`, of one that has an encoder."""
+    model = load_model(folder)
+    if type(model).latents is Model.latents:
+        raise RecipeError(f"{folder} holds a {type(model).__name__}, which has no encoder")
+    return model
+
+
+def load_images(data: str, model: Model) -> ImageSet:
+    """The images for a model, resized to what it takes."""
+    channels, size, _ = model.image_shape
+    images = load(data, report=sayer(console()), size=size)
+    if images.images.shape[1] != channels:
+        raise RecipeError(f"--data: {data} has images of {images.images.shape[1]} channels, the model takes {channels}")
+    return images
 
 
 def positive(text: str) -> int:

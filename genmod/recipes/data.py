@@ -1,8 +1,8 @@
 """Real images without a download: what ships inside scikit-learn and scikit-image, or what is already on the disk.
 
-`load("digits")`, `load("photos")` and `load(PATH)` return an `ImageSet`; PATH is a folder of images, or MNIST or
-CIFAR-10 files. Files are never trusted: no pickle can run code, no image can fill the memory, and a broken file is
-named. Trouble that the user can put right is a `RecipeError`.
+`load("digits")`, `load("photos")`, `load("shapes")` and `load(PATH)` return an `ImageSet`; PATH is a folder of images,
+or MNIST or CIFAR-10 files. Files are never trusted: no pickle can run code, no image can fill the memory, and a broken
+file is named. Trouble that the user can put right is a `RecipeError`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATCH = 32  # pixels: the side of the photo patches, and of a user's images afte
 LIMIT = 20_000  # images for training and, apart from these, for holding out: more than a few CPU minutes can use
 
 WANTED = (
-    "wanted: 'digits', 'photos', 'all', a folder of images (PNG, JPEG, ...), MNIST files (train-images-idx3-ubyte, "
+    "wanted: 'digits', 'photos', 'shapes', a folder of images (PNG, JPEG, ...), MNIST files (train-images-idx3-ubyte, "
     "also .gz) or CIFAR-10 files (data_batch_1 or data_batch_1.bin)"
 )
 
@@ -61,7 +61,7 @@ class ImageSet:
 
 
 def load(data: str, report: Callable[[str], None] = print, size: int | None = None) -> ImageSet:
-    """Read `digits`, `photos` or a path. `report` gets one line for each thing the user should know.
+    """Read `digits`, `photos`, `shapes` or a path. `report` gets one line for each thing the user should know.
 
     size: height and width to resize all images to; without it they stay as they are where models can take that, and
     are otherwise resized to `PATCH`.
@@ -69,7 +69,7 @@ def load(data: str, report: Callable[[str], None] = print, size: int | None = No
     if size is not None and not 4 <= size <= 512:
         raise RecipeError(f"--size: got {size}, wanted 4 to 512 pixels")
     images = SHIPPED[data]() if data in SHIPPED else _from_path(Path(data), report, size or PATCH)
-    return images if size is None else replace(images, images=_resize(images.images, size))
+    return images if size in (None, images.images.shape[-1]) else replace(images, images=_resize(images.images, size))
 
 
 def _from_path(path: Path, report: Callable[[str], None], size: int) -> ImageSet:
@@ -137,7 +137,14 @@ def _patches(pixels: Tensor, stride: int) -> Tensor:
     return pixels.unfold(0, PATCH, stride).unfold(1, PATCH, stride).flatten(0, 1)
 
 
-SHIPPED = {"digits": digits, "photos": photos}
+def shapes() -> ImageSet:
+    """White sprites made exactly from five factors: see `genmod.recipes.shapes`."""
+    from genmod.recipes.shapes import load as made  # which builds an ImageSet of its own
+
+    return made()
+
+
+SHIPPED = {"digits": digits, "photos": photos, "shapes": shapes}
 
 
 # -------------------------------------------------------------------------------------------------------------- common
