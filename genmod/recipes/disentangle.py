@@ -151,7 +151,9 @@ def train(method: Method, data: shapes.Shapes, config: DisentangleConfig, seed: 
         optimizer.zero_grad()
         model.backward("model", images, noise, step=step)
         if method.orthogonality:
-            penalty = latent.orthogonality_penalty(model.decode, model.prior(8, draws), estimator="pairs", generator=draws)
+            penalty = latent.orthogonality_penalty(
+                model.decode, model.prior(8, draws), estimator="pairs", generator=draws
+            )
             (method.orthogonality * penalty).backward()
         optimizer.step()
         schedule.step()

@@ -95,7 +95,7 @@ def stages_of(size: int) -> int:
 
 
 def training(name: str, images: ImageSet, **changes: Any) -> TrainConfig:
-    """The settings of a recipe for these images, with the changes that are not None."""
+    """The settings of a recipe, or of a pretext task, for these images, with the changes that are not None."""
     small = images.images.shape[-1] <= 16
     settings: dict[str, Any] = {
         "steps": 1000 if small else 700,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from genmod.models import Autoencoder, Model
+from genmod.models import GAN, Autoencoder, Model
 from genmod.recipes import command, data, need
 from genmod.recipes.data import ImageSet
 from genmod.recipes.presets import RECIPES, build, training
@@ -142,9 +142,7 @@ def _look(result: Result, images: ImageSet, args: argparse.Namespace, out: Path)
     evaluate.draw(result.model, images, args.seed, out)
     if args.metrics:
         return evaluate.evaluate(result.model, images, args.seed)
-    return (
-        {} if args.recipe.endswith("gan") or args.recipe == "wgan-gp" else evaluate.reconstruction(result.model, images)
-    )
+    return {} if isinstance(result.model, GAN) else evaluate.reconstruction(result.model, images)
 
 
 def _rate(text: str) -> float:
