@@ -1,4 +1,4 @@
-"""`genmod pretext`: an encoder that learns from labels made of the images themselves; `genmod probe` says what it knows.
+"""`genmod pretext`: an encoder that learns from labels made of the images; `genmod probe` says what it then knows.
 
 Tasks about time see clips made of the images: small ones (up to 16 pixels) move across a canvas of twice their size, of
 larger ones a window of half their size moves across the image.
