@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,12 +47,15 @@ def reconstruction(model: Model, images: ImageSet) -> dict[str, float]:
     return found
 
 
-def sampling(model: Model, images: ImageSet, seed: int) -> dict[str, float]:
+def sampling(
+    model: Model, images: ImageSet, seed: int, extractor: metrics.FeatureExtractor | None = None
+) -> dict[str, float]:
     """FID, KID, precision and recall of samples; and the FID and KID that other real images get, the least to hope for.
 
-    Real are training images, half of them at most, so that the other half can be compared with them.
+    Real are training images, half of them at most, so that the other half can be compared with them. `extractor`: of
+    these images, where it was made before.
     """
-    extractor = metrics.feature_extractor(images.train, images.train_labels)
+    extractor = extractor or metrics.feature_extractor(images.train, images.train_labels)
     count = min(COMPARED, len(images.train) // 2)
     real, other = images.train[:count], images.train[count : 2 * count]
     generator = torch.Generator().manual_seed(seed)
@@ -63,10 +65,12 @@ def sampling(model: Model, images: ImageSet, seed: int) -> dict[str, float]:
     return {**found, "real_fid": floor.fid, "real_kid": floor.kid, "images_compared": count}
 
 
-def evaluate(model: Model, images: ImageSet, seed: int = 0) -> dict[str, float]:
-    """All numbers that apply to a model; `device` and mode are the model's own."""
+def evaluate(
+    model: Model, images: ImageSet, seed: int = 0, extractor: metrics.FeatureExtractor | None = None
+) -> dict[str, float]:
+    """All numbers that apply to a model, which is in evaluation mode; arguments as those of `sampling`."""
     found = {} if isinstance(model, GAN) else reconstruction(model, images)
-    return found | sampling(model, images, seed)
+    return found | sampling(model, images, seed, extractor)
 
 
 @torch.no_grad()
@@ -109,8 +113,3 @@ def traversal(model: Model, images: Tensor) -> tuple[Tensor, list[int], list[flo
     chosen = dims[:TRAVERSED].tolist()
     rows = [traverse(z, [dim], (z[dim] + scale[dim].cpu() * values))[0] for dim in chosen]
     return decode(model, torch.stack(rows)), chosen, amounts[:TRAVERSED].tolist(), values.tolist()
-
-
-def numbers(found: dict[str, Any]) -> str:
-    """One line of names and values."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in found.items())

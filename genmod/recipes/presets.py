@@ -37,16 +37,22 @@ RECIPES: dict[str, Recipe] = {
     "info-vae": Recipe(VAE, "InfoVAE: MMD besides half of the divergence", {"objective": "wae", "alpha": 0.5}),
     "iwae": Recipe(VAE, "importance-weighted, 5 samples", {"objective": "iwae"}),
     "dcgan": Recipe(
-        GAN, "deep convolutional GAN", {"objective": "dcgan"}, {"learning_rate": 5e-4, "betas": (0.5, 0.999)}
+        GAN,
+        "deep convolutional GAN",
+        {"objective": "dcgan"},
+        {"learning_rate": 5e-4, "betas": (0.5, 0.999), "steps": 1000},
     ),
     "wgan-gp": Recipe(
         GAN,
         "Wasserstein GAN with gradient penalty",
         {"objective": "wgan_gp", "critic_steps": 3},
-        {"learning_rate": 5e-4, "betas": (0.0, 0.9)},
+        {"learning_rate": 5e-4, "betas": (0.0, 0.9), "steps": 1000},
     ),
     "r3gan": Recipe(
-        GAN, "relativistic GAN with R1 and R2", {"objective": "r3gan"}, {"learning_rate": 5e-4, "betas": (0.0, 0.99)}
+        GAN,
+        "relativistic GAN with R1 and R2",
+        {"objective": "r3gan"},
+        {"learning_rate": 5e-4, "betas": (0.0, 0.99), "steps": 1000},
     ),
 }
 
@@ -98,7 +104,7 @@ def training(name: str, images: ImageSet, **changes: Any) -> TrainConfig:
     """The settings of a recipe, or of a pretext task, for these images, with the changes that are not None."""
     small = images.images.shape[-1] <= 16
     settings: dict[str, Any] = {
-        "steps": 1000 if small else 700,
+        "steps": 600,
         "batch": 64 if small else 32,
         "learning_rate": 2e-3 if small else 1e-3,
         **(RECIPES[name].training if name in RECIPES else {}),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from genmod.models import GAN, Autoencoder, Model
+from genmod.models import GAN, Autoencoder
 from genmod.recipes import command, data, need
 from genmod.recipes.data import ImageSet
 from genmod.recipes.presets import RECIPES, build, training
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     model = build(args.recipe, images)
     out = command.make_folder(args.out or Path("out") / f"{args.recipe}-{images.name}")
-    result = fit(model, images.train, config, args, out, console, f"{args.recipe} on {images.name}", _fit_prior(images))
+    result = fit(model, images.train, config, args, out, console, f"{args.recipe} on {images.name}", fit_prior(images))
     if not command.is_main_process():
         return {}
     with console.status("drawing and measuring"):
@@ -83,7 +84,7 @@ def fit(
     out: Path,
     console: Any,
     title: str,
-    finish: Any = None,
+    finish: Callable[[Any], None] | None = None,
 ) -> Result:
     """Train with the options that all commands share."""
     report = command.sayer(console)
@@ -101,9 +102,11 @@ def fit(
     )
 
 
-def _fit_prior(images: ImageSet) -> Any:
-    def finish(model: Model) -> None:
-        if isinstance(model, Autoencoder):  # its codes have the distribution that they happen to have
+def fit_prior(images: ImageSet) -> Callable[[Any], None]:
+    """What to do when training is over: an autoencoder learns where its codes lie, so that it can be sampled from."""
+
+    def finish(model: Any) -> None:
+        if isinstance(model, Autoencoder):
             model.eval()
             model.fit_prior(images.train)
             model.train()
