@@ -4,6 +4,7 @@
 #   make test    the whole test suite                                 ARGS="-k gaussian" is passed on
 #   make bench   the benchmarks                                       ARGS is passed on
 #   make lint    ruff and mypy
+#   make docs    the documentation, into docs/_build
 #   make clean   remove what was built, and the environment
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=folder the environment, TORCH_INDEX=URL where torch comes from.
@@ -27,7 +28,7 @@ REACHABLE := $(PY) -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + 
 
 NATIVE_SOURCES := setup.py pyproject.toml constraints.txt $(shell find build_support csrc -type f -not -name '*.pyc')
 
-.PHONY: help setup demo test bench lint clean
+.PHONY: help demo test bench lint docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,7 +45,12 @@ bench: $(VENV)/.genmod-test
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# -W: a warning, such as a reference to what does not exist, is an error.
+docs: $(VENV)/.genmod-test
+	$(PY) -m sphinx -q -W --keep-going docs docs/_build
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -77,9 +83,9 @@ $(VENV)/.genmod-test: $(VENV)/.torch $(NATIVE_SOURCES)
 	@touch $@ $(VENV)/.genmod-train
 
 $(VENV)/.lint: $(VENV)/.genmod-test
-	$(INSTALL) ruff mypy
+	$(INSTALL) ruff mypy pre-commit
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info genmod/_C.* genmod/_build.json
+	rm -rf $(VENV) build dist out docs/_build *.egg-info genmod/_C.* genmod/_build.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

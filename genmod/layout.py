@@ -122,9 +122,10 @@ def empty_loss_gradients(
     first = empty_output(output) if wanted & 1 else output.new_empty(0)
     second = output.new_empty(0)
     if log_scale is not None and wanted & 2:
-        shape = output.shape if log_scale.dim() else ()
-        options = {"memory_format": form} if log_scale.dim() else {}
-        second = torch.empty(shape, dtype=log_scale.dtype, device=output.device, **options)
+        if log_scale.dim():
+            second = torch.empty(output.shape, dtype=log_scale.dtype, device=output.device, memory_format=form)
+        else:
+            second = torch.empty((), dtype=log_scale.dtype, device=output.device)
     by_element = log_scale is not None and wanted & 2 and log_scale.dim()
     return (first, second), (first if wanted & 1 else None, second if by_element else None)
 

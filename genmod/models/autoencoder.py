@@ -91,7 +91,7 @@ class Autoencoder(Model):
         """See :class:`Model`; `step` does not matter."""
         self._check_images(images)
         draws = self._draws("model", images, draws, generator)
-        seen = images if "noise" not in draws else images + self.config.noise * draws["noise"].to(images.dtype)
+        seen = images if "noise" not in draws else images + self.config.noise * draws["noise"]
         return Losses.of(reconstruction=self.reconstruction(self.decoder(self.encode(seen)), images))
 
     def encode(self, images: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ import sys
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from genmod.models import checkpoint
 from genmod.models.checkpoint import CheckpointError
+from genmod.nn import DIP, MMD, TotalCorrelation
 
 __all__ = ["CheckpointError", "Draws", "Losses", "Model", "load"]
 
@@ -91,6 +93,17 @@ class Model(nn.Module):
     def forward(self, images: Tensor, **options: Any) -> Losses:
         """The same as `loss`."""
         return self.loss(images, **options)
+
+    def distribute(self, group: dist.ProcessGroup | None) -> None:
+        """Share the batch with the processes of a group, in equal parts; None, the default, ends it.
+
+        Terms that compare the samples of a batch with each other (total correlation, MMD, DIP) are then those of the
+        whole batch, with gradients to be averaged over the processes. All other terms are means over samples, and need
+        nothing.
+        """
+        for module in self.modules():
+            if isinstance(module, (TotalCorrelation, MMD, DIP)):
+                module.process_group = group
 
     def backward(self, phase: str, images: Tensor, draws: Draws, *, step: int = 0, scale: float = 1.0) -> Losses:
         """Add `scale` times the gradient of a phase's loss to `.grad` of its parameters, and of no others.
@@ -192,13 +205,13 @@ class Model(nn.Module):
             raise ValueError(f"z: got shape {tuple(z.shape)}, expected [B, {self.latent_dim}]")
 
     def _draws(self, phase: str, images: Tensor, draws: Draws | None, generator: torch.Generator | None) -> Draws:
-        """The draws for a batch: those given, or new ones, where the images are and with a row for each of them."""
+        """The draws for a batch, those given or new ones: a row for each image, on its device and in its dtype."""
         if draws is None:
             draws = self.draw(phase, len(images), generator)
         for name, tensor in draws.items():
             if len(tensor) != len(images):
                 raise ValueError(f"draws: got {len(tensor)} rows of {name!r}, expected one per image, {len(images)}")
-        return {name: tensor.to(images.device) for name, tensor in draws.items()}
+        return {name: tensor.to(images) for name, tensor in draws.items()}
 
 
 def load(folder: str | os.PathLike[str]) -> Model:

@@ -20,6 +20,7 @@ from torch import Tensor
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
 class CheckpointError(ValueError):
@@ -144,12 +145,10 @@ def refuse_pickles(path: Path) -> None:
 
 def _starts_as_pickle(path: Path) -> bool:
     with path.open("rb") as file:
-        start = file.read(8)
-    # torch.save wraps a pickle into a zip file; protocols from 2 on begin with 0x80 and their number. A safetensors
-    # file begins with the length of its header in 8 bytes, of which the last are zero.
-    return start[:4] == b"PK\x03\x04" or (
-        len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 9 and start[6:] != b"\0\0"
-    )
+        start = file.read(9)
+    # torch.save wraps a pickle into a zip file; a pickle begins with 0x80 and its protocol. Both bytes may begin the
+    # length of a safetensors file's header too, but there the ninth opens the header.
+    return start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in _PROTOCOLS and start[8:] != b"{")
 
 
 def _safetensors() -> Any:

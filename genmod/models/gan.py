@@ -147,7 +147,7 @@ class GAN(Model):
         real_values, fake_values = values.split(len(real))
         parts = {"adversarial": ops.critic_loss(real=real_values, fake=fake_values, kind=kind)}
         if self.config.objective == "wgan_gp":
-            between = torch.lerp(fake, real, draws["between"].to(real.dtype).view(-1, 1, 1, 1))
+            between = torch.lerp(fake, real, draws["between"].view(-1, 1, 1, 1))
             _, gradients = penalties.value_and_input_gradient(self.critic, between)
             # Inside the root, because the norm has no derivative at zero.
             penalty = weight * ((_square_norms(gradients) + 1e-12).sqrt() - 1).square().mean()
@@ -190,8 +190,8 @@ class GAN(Model):
         decay = min(self.config.average, (1 + step) / (10 + step))
         for mean, weight in zip(self.averaged.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(weight, 1 - decay)
-        for mean, value in zip(self.averaged.buffers(), self.generator.buffers(), strict=True):
-            mean.copy_(value)
+        for kept, value in zip(self.averaged.buffers(), self.generator.buffers(), strict=True):
+            kept.copy_(value)
 
     def train(self, mode: bool = True) -> GAN:
         """Training or evaluation mode; the averaged generator is always in the latter."""
@@ -210,4 +210,5 @@ class GAN(Model):
 
 
 def _square_norms(gradients: Tensor) -> Tensor:
-    return gradients.float().flatten(1).square().sum(1)
+    wide = gradients if gradients.dtype == torch.float64 else gradients.float()
+    return wide.flatten(1).square().sum(1)

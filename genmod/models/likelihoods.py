@@ -54,8 +54,8 @@ class PixelLikelihood(nn.Module):
             self.loss = LogisticMixture(components, channels=channels, bins=bins)
             self.output_channels = self.loss.parameters_per_pixel
             return
-        options: dict[str, float] = {"gaussian": {"sigma": sigma}, "discretized_logistic": {"bins": bins}}.get(kind, {})
-        self.loss = ReconstructionLoss(kind, reduction="batch", **options)
+        options: dict[str, dict[str, float]] = {"gaussian": {"sigma": sigma}, "discretized_logistic": {"bins": bins}}
+        self.loss = ReconstructionLoss(kind, reduction="batch", **options.get(kind, {}))
         self.output_channels = 2 * channels if kind == "discretized_logistic" else channels
 
     def forward(self, output: Tensor, images: Tensor) -> Tensor:
@@ -79,12 +79,12 @@ class PixelLikelihood(nn.Module):
         weights = output[:, :count].softmax(1).unsqueeze(1)
         rest = output[:, count:].unflatten(1, (self.channels, -1, count))
         means = rest[:, :, 0]
-        if self.channels == 3:  # each channel's mean is shifted by those before it
+        expected = [means[:, 0].clamp(-1, 1)]  # the last bins reach to infinity, images do not
+        if self.channels == 3:  # green and blue are shifted by the channels before them
             c = rest[:, :, 2].tanh()
-            red = means[:, 0]
-            green = means[:, 1] + c[:, 0] * red
-            means = torch.stack((red, green, means[:, 2] + c[:, 1] * red + c[:, 2] * green), 1)
-        return (weights * means).sum(2)
+            expected.append((means[:, 1] + c[:, 0] * expected[0]).clamp(-1, 1))
+            expected.append((means[:, 2] + c[:, 1] * expected[0] + c[:, 2] * expected[1]).clamp(-1, 1))
+        return (weights * torch.stack(expected, 1)).sum(2)
 
     def extra_repr(self) -> str:
         """The options, for `repr`."""

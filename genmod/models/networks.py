@@ -205,14 +205,14 @@ class Generator(nn.Module):
         if plain:
             self.act = BiasAct(self.bottom[0], "leaky_relu", negative_slope=_SLOPE, bias=False)
         widths = stage_widths(width, stages)[::-1]
-        if plain:
-            blocks = [
+        self.stages = nn.Sequential(
+            *(
                 UpsampleBlock(wide, narrow, norm="none", activation="leaky_relu", negative_slope=_SLOPE)
+                if plain
+                else ConvTransposeBlock(wide, narrow)
                 for wide, narrow in pairwise(widths)
-            ]
-        else:
-            blocks = [ConvTransposeBlock(wide, narrow) for wide, narrow in pairwise(widths)]
-        self.stages = nn.Sequential(*blocks)
+            )
+        )
         self.output = UpsampleConv2d(width, channels)
         if plain:
             _keep_variance(self)

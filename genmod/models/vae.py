@@ -153,10 +153,9 @@ class VAE(Model):
         self.to_latent = nn.Linear(self.encoder.num_features, 2 * config.latent_dim)
         self.decoder = ConvDecoder(config.image_size, self.likelihood.output_channels, config.latent_dim, *shape)
         self.sampler = GaussianSampler() if sampler is None else sampler
-        self.regularizer = regularizer(config)
-        self.bound: ImportanceWeightedELBO | None = None
-        if self.regularizer is None:
-            self.bound = ImportanceWeightedELBO(self.likelihood, config.samples, gradient=config.gradient)
+        self.objective = regularizer(config) or ImportanceWeightedELBO(
+            self.likelihood, config.samples, gradient=config.gradient
+        )
 
     # ------------------------------------------------------------------------------------------------------- training
 
@@ -176,13 +175,13 @@ class VAE(Model):
         draws = self._draws("model", images, draws, generator)
         params = self.parameters_of(images)
         noise = draws["noise"].to(params.dtype)
-        if self.bound is not None:
-            bound = self.bound(self.decoder, images, DiagonalGaussian(params), noise=noise.transpose(0, 1))
+        if isinstance(self.objective, ImportanceWeightedELBO):
+            bound = self.objective(self.decoder, images, DiagonalGaussian(params), noise=noise.transpose(0, 1))
             return Losses.of(bound=bound.loss)
         z, kl = self.sampler(params, noise=noise)
         reconstruction = self.likelihood(self.decoder(z), images).mean()
         mean, logvar = params.chunk(2, 1)
-        terms = self.regularizer(Posterior(z, mean, logvar, kl, draws.get("prior")), step)
+        terms = self.objective(Posterior(z, mean, logvar, kl, draws.get("prior")), step)
         return Losses.of(reconstruction=reconstruction, **terms)
 
     def elbo(self, images: Tensor, *, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Losses:

@@ -150,11 +150,11 @@ class Decoder(nn.Module):
             self._build_residual(config, options)
         else:
             self._build_plain(config, options)
-        self.to(memory_format=memory_format)
+        self.to(memory_format=memory_format)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def _build_residual(self, config: DecoderConfig, options: dict[str, Any]) -> None:
         first, *_, last = (config.block_channels[-1], *reversed(config.block_channels))
-        self.conv_in = nn.Conv2d(config.latent_channels, first, 3, padding=1, **options)
+        self.conv_in: nn.Module = nn.Conv2d(config.latent_channels, first, 3, padding=1, **options)
         self.mid_block = _MidBlock(first, config.num_groups, config.attention, options)
         self.up_blocks = nn.ModuleList()
         inputs = first
@@ -165,7 +165,7 @@ class Decoder(nn.Module):
             )
             inputs = outputs
         self.conv_norm_out = GroupNormAct(config.num_groups, last, _EPS, **options)
-        self.conv_out = nn.Conv2d(last, config.out_channels, 3, padding=1, **options)
+        self.conv_out: nn.Module = nn.Conv2d(last, config.out_channels, 3, padding=1, **options)
 
     def _build_plain(self, config: DecoderConfig, options: dict[str, Any]) -> None:
         first, *rest = reversed(config.block_channels)
@@ -177,8 +177,9 @@ class Decoder(nn.Module):
             self.up_blocks.append(block(inputs, outputs, **options))
             inputs = outputs
         if config.upsample == "transposed":
-            self.conv_out = nn.ConvTranspose2d(inputs, config.out_channels, 4, 2, 1, bias=False, **options)
-            nn.init.normal_(self.conv_out.weight, 0.0, 0.02)
+            transposed = nn.ConvTranspose2d(inputs, config.out_channels, 4, 2, 1, bias=False, **options)
+            nn.init.normal_(transposed.weight, 0.0, 0.02)
+            self.conv_out = transposed
         else:
             self.conv_out = UpsampleConv2d(inputs, config.out_channels, **options)
 
@@ -249,8 +250,10 @@ class _UpBlock(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None) -> Branches:
         """See the class."""
         for block in self.resnets:
+            assert isinstance(block, ResnetBlock)
             x, residual = block.branches(x, residual)
         for upsampler in self.upsamplers:
+            assert isinstance(upsampler, nn.ModuleDict)
             x, residual = upsampler["conv"](add(x, residual)), None
         return x, residual
 

@@ -112,6 +112,7 @@ class ELBO(nn.Module):
     def _divergence(self, posterior: Tensor | DiagonalGaussian | None, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
         """The divergence, and what free bits make of it."""
         if not isinstance(posterior, DiagonalGaussian):
+            assert posterior is not None, "forward has checked that there is one"
             posterior = DiagonalGaussian(posterior, logvar, clamp=self.clamp)
         if not self.free_bits:
             kl = posterior.kl(reduction="batchmean")
@@ -195,6 +196,7 @@ class ImportanceWeightedELBO(nn.Module):
             noise: `[K, B, ...]` of the latents' shape, instead of drawing it.
         """
         if not isinstance(posterior, DiagonalGaussian):
+            assert posterior is not None, "forward has checked that there is one"
             posterior = DiagonalGaussian(posterior, logvar, clamp=self.clamp)
         mean, logvar = posterior.mean, posterior.logvar
         shape = torch.Size((self.samples, *mean.shape))

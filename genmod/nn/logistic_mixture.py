@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from genmod import ops
@@ -49,13 +51,20 @@ class LogisticMixture(nn.Module):
     ) -> Tensor:
         """The negative log-likelihood, in nats; see :func:`genmod.ops.logistic_mixture_nll`."""
         self._check(output)
-        options = {"reduction": self.reduction, "bins": self.bins, "min_log_scale": self.min_log_scale}
-        return ops.logistic_mixture_nll(output, target, weight=weight, mask=mask, **options)
+        return ops.logistic_mixture_nll(
+            output,
+            target,
+            weight=weight,
+            mask=mask,
+            reduction=self.reduction,
+            bins=self.bins,
+            min_log_scale=self.min_log_scale,
+        )
 
-    def sample(self, output: Tensor, **options) -> Tensor:
+    def sample(self, output: Tensor, **options: Any) -> Tensor:
         """Images drawn from the mixture; options as in :func:`genmod.ops.logistic_mixture_sample`."""
         self._check(output)
-        shared = {"channels": self.channels, "bins": self.bins, "min_log_scale": self.min_log_scale}
+        shared: dict[str, Any] = {"channels": self.channels, "bins": self.bins, "min_log_scale": self.min_log_scale}
         return ops.logistic_mixture_sample(output, **{**shared, **options})
 
     def _check(self, output: Tensor) -> None:

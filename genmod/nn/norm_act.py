@@ -20,7 +20,7 @@ class GroupNormAct(nn.GroupNorm):
     """`nn.GroupNorm` and an activation in one pass; see :func:`genmod.ops.group_norm_act`.
 
     Args:
-        *args, **kwargs: those of `nn.GroupNorm`.
+        args, kwargs: those of `nn.GroupNorm`.
         activation: by default "silu", the one that diffusion models use.
         negative_slope: of "leaky_relu".
 
@@ -66,7 +66,7 @@ class BatchNormAct(nn.BatchNorm2d):
     """`nn.BatchNorm2d` and an activation in one pass; see :func:`genmod.ops.batch_norm_act`.
 
     Args:
-        *args, **kwargs: those of `nn.BatchNorm2d`.
+        args, kwargs: those of `nn.BatchNorm2d`.
         activation: by default "relu".
         negative_slope: of "leaky_relu".
 
@@ -138,6 +138,7 @@ class BiasAct(nn.Module):
         _check_activation(activation)
         self.num_channels, self.activation, self.negative_slope = num_channels, activation, negative_slope
         self.gain, self.clamp = gain, clamp
+        self.bias: nn.Parameter | None
         self.register_parameter(
             "bias", nn.Parameter(torch.zeros(num_channels, device=device, dtype=dtype)) if bias else None
         )

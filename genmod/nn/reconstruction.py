@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from genmod.ops import _checks
 from genmod.ops._reductions import REDUCTIONS, Reduction
 
 Kind = Literal["bernoulli", "gaussian", "laplace", "discretized_logistic", "mse", "l1"]
-_LOSSES = {
+_LOSSES: dict[str, Callable[..., Tensor]] = {
     "bernoulli": ops.bernoulli_nll,
     "gaussian": ops.gaussian_nll,
     "laplace": ops.laplace_nll,

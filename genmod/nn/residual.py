@@ -138,6 +138,7 @@ class AttentionBlock(nn.Module):
     def _values_to_result(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the projections `to_v` and `to_out.0` in one."""
         value, out = self.to_v, self.to_out[0]
+        assert isinstance(out, nn.Linear)
         wide = torch.promote_types(value.weight.dtype, torch.float32)
         with torch.autocast(value.weight.device.type, enabled=False):
             weight = out.weight.to(wide) @ value.weight.to(wide)

@@ -34,9 +34,9 @@ def critic_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: int | tuple[int, ...] = 1,
+    padding: str | int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, with a second-order path in which no convolution is wasted.
@@ -61,7 +61,7 @@ def critic_conv2d(
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     geometry = Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
     # Of leaves autograd does not say whether a backward pass leads to them, of aliases it does: see `_asked_for`.
     x, weight = x.view_as(x), weight.view_as(weight)
@@ -153,5 +153,6 @@ def _asked_for(ctx: Any, index: int) -> bool:
     return hasattr(node, "variable") or torch._C._will_engine_execute_node(node)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width

@@ -6,6 +6,7 @@ for the rest; schemas, fakes and autograd stand below them. The maths is in `gen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -128,11 +129,11 @@ def conv_transpose2d_norm_act(
     adversarial networks*, ICLR 2016; Ioffe and Szegedy, *Batch normalization*, ICML 2015.
     """
     x, weight, bias = _autocast(x, weight, bias)
-    geometry = _check_transposed(x, weight, bias, stride, padding, output_padding, groups)
+    strides, paddings, output_paddings = _check_transposed(x, weight, bias, stride, padding, output_padding, groups)
     with reference.without_autocast(x):
-        y = F.conv_transpose2d(x, weight, bias, *geometry, groups)
+        image = F.conv_transpose2d(x, weight, bias, strides, paddings, output_paddings, groups)
     y = batch_norm_act(
-        y,
+        image,
         running_mean,
         running_var,
         norm_weight,
@@ -177,7 +178,11 @@ def _activate_(y: Tensor, activation: str, negative_slope: float) -> Tensor:
     """The activation, in place where PyTorch can; for a fresh result that no gradient flows through."""
     if activation == "leaky_relu":
         return F.leaky_relu_(y, negative_slope)
-    in_place = {"relu": torch.relu_, "silu": torch.ops.aten.silu_, "gelu": torch.ops.aten.gelu_}
+    in_place: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": torch.relu_,
+        "silu": torch.ops.aten.silu_,
+        "gelu": torch.ops.aten.gelu_,
+    }
     in_place |= {"tanh": torch.tanh_, "sigmoid": torch.sigmoid_}
     return in_place[activation](y)
 
@@ -242,7 +247,7 @@ def _pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
 
 def _check_transposed(
     x: Any, weight: Any, bias: Any, stride: Any, padding: Any, output_padding: Any, groups: Any
-) -> tuple[tuple[int, int], ...]:
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Check a transposed convolution; returns stride, padding and output padding as pairs."""
     _check_image(x)
     channels = x.shape[1]
@@ -310,7 +315,8 @@ def _vjp(ctx, grad):
     wanted = sum(1 << i for i, need in enumerate(ctx.needs_input_grad[:3]) if need)
     if grad is None or not wanted:
         return (None,) * 4
-    return *_gradients(grad, *ctx.saved_tensors, ctx.groups, wanted), None
+    x, weight = ctx.saved_tensors
+    return *_gradients(grad, x, weight, ctx.groups, wanted), None
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: int) -> list[Tensor | None]:

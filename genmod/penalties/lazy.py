@@ -39,7 +39,7 @@ def lazy_adam(lr: float, betas: tuple[float, float] = (0.0, 0.99), *, every: int
     Do not use it when penalty and loss are summed before one step.
 
     Returns:
-        `{"lr": ..., "betas": ...}`, to pass on as `Adam(parameters, **lazy_adam(2e-3, (0.0, 0.99)))`.
+        A dictionary with `lr` and `betas`, to pass on as `Adam(parameters, **lazy_adam(2e-3, (0.0, 0.99)))`.
 
     Source: Karras et al., CVPR 2020, appendix B.
     """

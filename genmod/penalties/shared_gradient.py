@@ -126,7 +126,8 @@ def _by_autograd(critic: Critic, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_transform(critic: Critic, x: Tensor) -> tuple[Tensor, Tensor]:
-    values, pull_back = torch.func.vjp(lambda x: one_per_sample(critic(x), x.shape[0]), x)
+    pair: Any = torch.func.vjp(lambda x: one_per_sample(critic(x), x.shape[0]), x)  # a triple with has_aux only
+    values, pull_back = pair
     return values, pull_back(torch.ones_like(values))[0]
 
 

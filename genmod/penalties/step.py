@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genmod.ops import _checks
+from genmod.ops.adversarial import Kind as LossKind
 from genmod.ops.adversarial import critic_loss
 from genmod.penalties import functional as penalties
 from genmod.penalties.outputs import one_per_sample
@@ -39,7 +41,7 @@ def critic_step(
     real: Tensor,
     fake: Tensor,
     *,
-    loss: str | Callable[..., Tensor] = "non_saturating",
+    loss: LossKind | Callable[..., Tensor] = "non_saturating",
     penalty: PenaltyName = "r1",
     gamma: float = 10.0,
     engine: Engine = "auto",
@@ -82,7 +84,7 @@ def critic_step(
                 real.shape[0]
             )
             extra = _elsewhere(critic, real, fake, penalty, gamma, engine, generator)
-        function = loss if callable(loss) else lambda **values: critic_loss(**values, kind=loss)
+        function = loss if callable(loss) else functools.partial(critic_loss, kind=loss)
         adversarial = function(real=real_values, fake=fake_values)
         total = adversarial + extra.to(adversarial.dtype)
         (total if scaler is None else scaler.scale(total)).backward()

@@ -207,13 +207,13 @@ class _Recorder(TorchFunctionMode):
             seen, pending = set(), [value.grad_fn]
             while pending:
                 function = pending.pop()
-                if function is None or function in seen:
+                if function in seen:
                     continue
                 seen.add(function)
                 leaf = getattr(function, "variable", None)
                 if leaf is not None and id(leaf) in self.known and self.known[id(leaf)][0]() is leaf:
                     raise Unsupported("x passes through an operation that torch functions do not show")
-                pending += [f for f, _ in function.next_functions]
+                pending += [f for f, _ in function.next_functions if f is not None]
         return value
 
     def finish(self, output: Any) -> Tape:

@@ -8,6 +8,7 @@ None instead of a tensor of zeros.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,14 @@ def apply(name: str, z: Tensor, negative_slope: float) -> Tensor:
         return z
     if name == "leaky_relu":
         return F.leaky_relu(z, negative_slope)
-    return {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[name](z)
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": F.relu,
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+    }
+    return functions[name](z)
 
 
 def slope(name: str, z: Tensor, negative_slope: float) -> Tensor:

@@ -31,8 +31,9 @@ few at a time, so that without autograd the memory is bounded; second derivative
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +41,10 @@ from torch.nn import functional
 
 #: Elements of one rows x columns x D intermediate.
 _CHUNK = 1 << 22
+
+
+def _widen_given(t: Tensor | None) -> Tensor | None:
+    return None if t is None else _widen(t)
 
 
 def _widen(t: Tensor) -> Tensor:
@@ -102,7 +107,8 @@ def total_correlation(
     joint, marginals = log[:, dims], log[:, :dims].sum(1)
     prior = -0.5 * (math.log(2 * math.pi) + z.square()).sum(1)
     terms = posterior - joint, joint - marginals, marginals - prior
-    return *(t.sum() / batch for t in terms), (log - weights[2]) / math.log(2)
+    mutual_information, correlation, dimension_kl = (t.sum() / batch for t in terms)
+    return mutual_information, correlation, dimension_kl, (log - weights[2]) / math.log(2)
 
 
 # With a, p, c the incoming gradients of log q(z_i), sum_d log q(z_id) and sum_d t_iid, the gradient of t_ijd is
@@ -153,32 +159,34 @@ def total_correlation_backward(
         rest.append(pull.sum(1))
         d_mean = d_mean + pull.sum(0)
         d_logvar = d_logvar + 0.5 * (pull * delta - share).sum(0)
-    return _chosen(inputs, (d_z - torch.cat(rest), d_mean, d_logvar), wanted)
+    d_z, d_mean, d_logvar = _chosen(inputs, (d_z - torch.cat(rest), d_mean, d_logvar), wanted)
+    return d_z, d_mean, d_logvar
 
 
-def _chosen(inputs: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...], wanted: int) -> tuple[Tensor, ...]:
+def _chosen(inputs: tuple[Tensor | None, ...], grads: Sequence[Tensor], wanted: int) -> tuple[Tensor, ...]:
     """Gradients in the inputs' dtype; an empty tensor for one that is not wanted."""
     like = next(t for t in inputs if t is not None)
-    return tuple(
-        g.to(like.dtype).contiguous() if g is not None and wanted >> i & 1 else like.new_empty(0)
-        for i, g in enumerate(grads)
-    )
+    return tuple(g.to(like.dtype).contiguous() if wanted >> i & 1 else like.new_empty(0) for i, g in enumerate(grads))
 
 
 # Maximum mean discrepancy.
 
 
+def _total(tensors: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, tensors)
+
+
 def _kernel(squares: Tensor, kernel: str, widths: list[float]) -> Tensor:
     if kernel == "imq":
-        return sum(c / (c + squares) for c in widths)
-    return sum((-squares / c).exp() for c in widths)
+        return _total(c / (c + squares) for c in widths)
+    return _total((-squares / c).exp() for c in widths)
 
 
 def _kernel_slope(squares: Tensor, kernel: str, widths: list[float]) -> Tensor:
     """The derivative of the kernel by the squared distance."""
     if kernel == "imq":
-        return -sum(c / (c + squares).square() for c in widths)
-    return -sum((-squares / c).exp() / c for c in widths)
+        return -_total(c / (c + squares).square() for c in widths)
+    return -_total((-squares / c).exp() / c for c in widths)
 
 
 def _pairs(chunk: slice, first_row: int | None, columns: int, like: Tensor) -> Tensor:
@@ -216,7 +224,7 @@ def mmd(
     With `all_x` and `all_y` given, `x` and `y` are some of their rows, beginning at `first_x` and `first_y`, and the
     result is those rows' share of it.
     """
-    x, y, all_x, all_y = (None if t is None else _widen(t) for t in (x, y, all_x, all_y))
+    x, y, all_x, all_y = _widen(x), _widen(y), _widen_given(all_x), _widen_given(all_y)
     total = x.new_zeros(())
     for rows, columns, factor, first in _terms(x, y, all_x, all_y, first_x, first_y, unbiased):
         for chunk in _row_chunks(rows.shape[0], *columns.shape):
@@ -241,8 +249,9 @@ def mmd_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`mmd`: a pair pulls its row by 2 k'(d^2) (x - y), and its column the other way."""
     inputs = (x, y, all_x, all_y)
-    x, y, all_x, all_y = (None if t is None else _widen(t) for t in inputs)
-    grads = [None if t is None else torch.zeros_like(t) for t in (x, y, all_x, all_y)]
+    x, y, all_x, all_y = _widen(x), _widen(y), _widen_given(all_x), _widen_given(all_y)
+    # Of what is not given the gradient is never asked for.
+    grads = [torch.zeros_like(x if t is None else t) for t in (x, y, all_x, all_y)]
     # Which gradients the rows and the columns of each of the three sums belong to.
     column_x, column_y = 0 if all_x is None else 2, 1 if all_y is None else 3
     roles = ((0, column_x), (1, column_y), (0, column_y))
@@ -256,7 +265,8 @@ def mmd_backward(
             pulls.append(pull.sum(1))
             grads[column] = grads[column] - pull.sum(0)
         grads[row] = grads[row] + torch.cat(pulls)
-    return _chosen(inputs, tuple(grads), wanted)
+    d_x, d_y, d_all_x, d_all_y = _chosen(inputs, grads, wanted)
+    return d_x, d_y, d_all_x, d_all_y
 
 
 # Disentangled inferred priors.
@@ -280,6 +290,6 @@ def dip(
     covariance = total(centred.t() @ centred) / batch
     diagonal = covariance.diagonal()
     off_diagonal = (covariance - torch.diag(diagonal)).square().sum()
-    if kind == "ii":
+    if kind == "ii" and logvar is not None:
         diagonal = diagonal + total(_widen(logvar).exp().sum(0)) / batch
     return lambda_od * off_diagonal + lambda_d * (diagonal - 1).square().sum()

@@ -237,7 +237,8 @@ def batch_norm_act_backward(
     :func:`group_norm_act_backward`. In evaluation they are constants, and :math:`d s = \\rho\\, dh + g_s`.
     """
     wide = _widen(x)
-    h, rho, _, _ = _normalised_by_channel(wide, *((None, None) if training else (mean, var)), eps)
+    statistics = (None, None) if training else (mean, var)
+    h, rho, _, _ = _normalised_by_channel(wide, statistics[0], statistics[1], eps)
     _, z = _modulated(h, weight, bias, None, None)
     dz = _widen(grad) * act.slope(activation, z, negative_slope)
     dims = (0, *_space(dz))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,8 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def _reduce(values: Tensor, reduction: str) -> Tensor:
-    return {"none": lambda: values, "mean": values.mean, "sum": values.sum}[reduction]()
+    reduced: dict[str, Callable[[], Tensor]] = {"none": lambda: values, "mean": values.mean, "sum": values.sum}
+    return reduced[reduction]()
 
 
 def eager_critic_loss(*, real, fake, kind="non_saturating", reduction="mean"):
@@ -180,7 +182,8 @@ def _bad_generator_loss() -> Iterator[BadCall]:
 
 
 def _bad_lecam() -> Iterator[BadCall]:
-    x, average, op = torch.zeros(2, 4), torch.zeros(()), ops.lecam
+    op: Any = ops.lecam
+    x, average = torch.zeros(2, 4), torch.zeros(())
     yield from _bad_pairs(op, real_average=average, fake_average=average)
     for name, value, error, mentions in (
         ("a number", 0.5, TypeError, ("float", "tensor")),
@@ -190,7 +193,7 @@ def _bad_lecam() -> Iterator[BadCall]:
     ):
         yield BadCall(
             f"average, {name}",
-            lambda value=value: op(real=x, fake=x, real_average=average, fake_average=value),
+            functools.partial(op, real=x, fake=x, real_average=average, fake_average=value),
             error,
             ("fake_average", *mentions),
         )

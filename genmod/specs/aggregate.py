@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def _eager_kernel(x: Tensor, y: Tensor, kernel: str, width: float) -> Tensor:
 
 def eager_mmd(x, y, *, kernel="imq", scales=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0), unbiased=True):
     """A loop over scales, with three kernel matrices each."""
-    n, m, total = x.shape[0], y.shape[0], 0.0
+    n, m, total = x.shape[0], y.shape[0], x.new_zeros(())
     for scale in scales:
         width = 2 * max(x.shape[1], 0.5) * scale
         xx, yy, xy = (_eager_kernel(a, b, kernel, width) for a, b in ((x, x), (y, y), (x, y)))
@@ -175,7 +176,8 @@ def _bad_total_correlation() -> Iterator[BadCall]:
 
 
 def _bad_mmd() -> Iterator[BadCall]:
-    x, op = torch.zeros(4, 3), ops.mmd
+    op: Any = ops.mmd
+    x = torch.zeros(4, 3)
     yield from _bad_pair(op, "x", "y")
     yield BadCall("kernel", lambda: op(x, x, kernel="linear"), ValueError, ("kernel", "linear", "imq", "rbf"))
     yield BadCall("no scale", lambda: op(x, x, scales=()), ValueError, ("scales", "at least one"))
@@ -189,7 +191,8 @@ def _bad_mmd() -> Iterator[BadCall]:
 
 
 def _bad_dip() -> Iterator[BadCall]:
-    x, op = torch.zeros(4, 3), ops.dip
+    op: Any = ops.dip
+    x = torch.zeros(4, 3)
     yield from _bad_pair(lambda mean, logvar: op(mean, logvar, kind="ii"), "mean", "logvar")
     yield BadCall("no logvar", lambda: op(x, kind="ii"), ValueError, ("logvar", "None", "'ii'"))
     yield BadCall("kind", lambda: op(x, x, kind="iii"), ValueError, ("kind", "iii", "'ii'"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,8 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
 
 
 def _bad_calls() -> Iterator[BadCall]:
-    op, x = ops.critic_leaky_relu, torch.zeros(2, 3)
+    op: Any = ops.critic_leaky_relu
+    x = torch.zeros(2, 3)
     yield BadCall("not a tensor", lambda: op([1.0]), TypeError, ("x", "list", "tensor"))
     yield BadCall("integers", lambda: op(x.int()), TypeError, ("x", "int32", "float32"))
     yield BadCall("no dimension", lambda: op(torch.zeros(())), ValueError, ("x", "0-d"))

@@ -119,7 +119,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
 
 
 def _bad_calls() -> Iterator[BadCall]:
-    op = ops.logistic_mixture_nll
+    op: Any = ops.logistic_mixture_nll
     o, x = torch.zeros(2, 20, 3, 3), torch.zeros(2, 3, 3, 3)
     yield BadCall("not a tensor", lambda: op([1.0], x), TypeError, ("output", "list", "tensor"))
     yield BadCall("integers", lambda: op(o, x.byte()), TypeError, ("target", "uint8", "float32"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,13 @@ from genmod.registry import BadCall, OpSpec, Sample, Workload, register
 def _eager_activation(name: str, x: Tensor, negative_slope: float) -> Tensor:
     if name == "leaky_relu":
         return F.leaky_relu(x, negative_slope)
-    functions = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": F.relu,
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+    }
     return x if name == "identity" else functions[name](x)
 
 
@@ -161,7 +168,7 @@ def _batch_norm_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sa
 
     def running(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
         pair = draw(x.shape[1], scale=0.5), draw(x.shape[1]).square() + 0.5
-        return tuple(p.float() for p in pair) if number % 2 and dtype != torch.float64 else pair
+        return (pair[0].float(), pair[1].float()) if number % 2 and dtype != torch.float64 else pair
 
     for number, (name, x) in enumerate(_inputs(device, dtype)):
         affine = _affine(x, number, draw)
@@ -220,7 +227,8 @@ def _bad_norms(op: Callable[..., object], after: tuple[object, ...]) -> Iterator
 
 
 def _bad_group_norm() -> Iterator[BadCall]:
-    op, x = ops.group_norm_act, torch.zeros(2, 4, 3)
+    op: Any = ops.group_norm_act
+    x = torch.zeros(2, 4, 3)
     yield from _bad_norms(op, (2,))
     yield BadCall("groups", lambda: op(x, 3), ValueError, ("num_groups", "3", "4 channels"))
     yield BadCall("no groups", lambda: op(x, 0), ValueError, ("num_groups", "0", "divisor"))
@@ -230,7 +238,8 @@ def _bad_group_norm() -> Iterator[BadCall]:
 
 
 def _bad_batch_norm() -> Iterator[BadCall]:
-    op, x, r = ops.batch_norm_act, torch.zeros(2, 4, 3), torch.ones(4)
+    op: Any = ops.batch_norm_act
+    x, r = torch.zeros(2, 4, 3), torch.ones(4)
     yield from _bad_norms(op, (r, r))
     yield BadCall("running shape", lambda: op(x, r[:2], r), ValueError, ("running_mean", "(2,)", "(4,)"))
     yield BadCall("running dtype", lambda: op(x, r, r.double()), TypeError, ("running_var", "float64", "float32"))
@@ -241,7 +250,8 @@ def _bad_batch_norm() -> Iterator[BadCall]:
 
 
 def _bad_bias_act() -> Iterator[BadCall]:
-    op, x = ops.bias_act, torch.zeros(2, 4, 3)
+    op: Any = ops.bias_act
+    x = torch.zeros(2, 4, 3)
     yield from _bad_inputs(op)
     yield BadCall("gain", lambda: op(x, activation="relu", gain=float("inf")), ValueError, ("gain", "inf", "finite"))
     yield BadCall("clamp", lambda: op(x, activation="relu", clamp=-1.0), ValueError, ("clamp", "-1.0", ">= 0"))

@@ -301,7 +301,8 @@ def _bad_bernoulli_nll() -> Iterator[BadCall]:
 
 
 def _bad_discretized_logistic_nll() -> Iterator[BadCall]:
-    op, x = ops.discretized_logistic_nll, torch.tensor([[0.5, -1.5]])
+    op: Any = ops.discretized_logistic_nll
+    x = torch.tensor([[0.5, -1.5]])
     yield from _bad_calls(op, "log_scale", "scale")()
     yield BadCall("one bin", lambda: op(x, x, scale=1.0, bins=1), ValueError, ("bins", "1", "2"))
     yield BadCall("half a bin", lambda: op(x, x, scale=1.0, bins=2.5), TypeError, ("bins", "float", "integer"))
@@ -320,7 +321,10 @@ def _workloads(name: str, scale: str = "", fixed: str = "", center: float = 0.0)
             output = target + math.exp(center) * torch.randn(shape, device=device).to(dtype)
             if form == "packed":
                 return Sample(label, (torch.cat((output, torch.full_like(output, center)), 1), target))
-            kwargs = {"fixed": {fixed: math.exp(center)}, "one": {scale: torch.tensor(center, device=device)}}
+            kwargs: dict[str, dict[str, Any]] = {
+                "fixed": {fixed: math.exp(center)},
+                "one": {scale: torch.tensor(center, device=device)},
+            }
             return Sample(label, (output, target), kwargs.get(form, {}))
 
         return Workload(label, make)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,8 @@ def _upsample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Samp
 
 
 def _bad_upsample() -> Iterator[BadCall]:
-    op, x, w = ops.upsample_conv2d, torch.zeros(1, 4, 3, 3), torch.zeros(2, 4, 3, 3)
+    op: Any = ops.upsample_conv2d
+    x, w = torch.zeros(1, 4, 3, 3), torch.zeros(2, 4, 3, 3)
     yield BadCall("not a tensor", lambda: op([1.0], w), TypeError, ("x", "list", "tensor"))
     yield BadCall("integers", lambda: op(x.int(), w.int()), TypeError, ("x", "int32", "float32"))
     yield BadCall("unbatched", lambda: op(x[0], w), ValueError, ("x", "(4, 3, 3)", "[N, C, H, W]"))
@@ -222,7 +224,8 @@ def _transposed_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sa
 
 
 def _bad_transposed() -> Iterator[BadCall]:
-    op, x, w, r = ops.conv_transpose2d_norm_act, torch.zeros(2, 4, 3, 3), torch.zeros(4, 2, 4, 4), torch.ones(2)
+    op: Any = ops.conv_transpose2d_norm_act
+    x, w, r = torch.zeros(2, 4, 3, 3), torch.zeros(4, 2, 4, 4), torch.ones(2)
     yield BadCall("not a tensor", lambda: op([1.0], w, r, r), TypeError, ("x", "list", "tensor"))
     yield BadCall("unbatched", lambda: op(x[0], w, r, r), ValueError, ("x", "(4, 3, 3)", "[N, C, H, W]"))
     yield BadCall("weight", lambda: op(x, w[:3], r, r), ValueError, ("weight", "(3, 2, 4, 4)", "[4, Cout"))
@@ -272,8 +275,9 @@ def _transposed_flops(sample: Sample, backward: bool) -> int:
 
 def _kept_by_batch_norm(sample: Sample) -> int:
     x, weight = sample.args[:2]
-    geometry = (sample.kwargs.get(k, d) for k, d in (("stride", 2), ("padding", 1), ("output_padding", 0)))
-    y = F.conv_transpose2d(x.to("meta"), weight.to("meta"), None, *geometry, sample.kwargs.get("groups", 1))
+    options = {"stride": 2, "padding": 1, "output_padding": 0, "groups": 1}
+    geometry: Any = {name: sample.kwargs.get(name, default) for name, default in options.items()}
+    y = F.conv_transpose2d(x.to("meta"), weight.to("meta"), **geometry)
     return 64 + y.numel() * y.element_size() + 2 * 8 * y.shape[1]
 
 

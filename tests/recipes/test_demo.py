@@ -1,4 +1,4 @@
-"""The demo from its arguments to its files, with few steps; the model that it trains; and its messages."""
+"""The demo from its arguments to its files, with few steps; and its messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from genmod.models import ConvVAE, ConvVAEConfig
 from genmod.recipes import data, demo
 
 CPU = torch.device("cpu")
@@ -172,79 +170,3 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
 
     # ones and its sum with 1 live together, and the one of the next turn while the name is bound to neither.
     assert 8000 <= demo.peak_bytes(call, CPU) <= 8000 + 256
-
-
-# ------------------------------------------------------------------------------------------------------------ the model
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        ConvVAEConfig(8, 1, 4, 8, 2),
-        ConvVAEConfig(28, 1, 5, 6, 2),
-        ConvVAEConfig(32, 3, 7, 8, 3),
-        ConvVAEConfig(4, 2, 1, 1, 1),
-    ],
-    ids=str,
-)
-def test_shapes(config: ConvVAEConfig) -> None:
-    model = ConvVAE(config)
-    images = torch.rand(3, config.channels, config.image_size, config.image_size)
-    params = model.encode(images)
-    assert params.shape == (3, 2 * config.latent_dim)
-    assert model.decode(params[:, : config.latent_dim]).shape == images.shape
-    assert model.reconstruct(images).shape == images.shape
-    loss = model(images)
-    assert loss.loss.shape == ()
-    assert torch.equal(loss.loss, loss.nll + loss.kl)
-    loss.loss.backward()
-    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
-
-
-def test_loss_is_the_negative_elbo() -> None:
-    """Against torch.distributions, in float64; black-and-white pixels, for which the binomial has no coefficient."""
-    torch.manual_seed(0)
-    model = ConvVAE(ConvVAEConfig(8, 1, 4, 8, 2, trials=3)).double()
-    images = torch.rand(5, 1, 8, 8).round().double()
-    noise = torch.randn(5, 4).double()
-    mean, logvar = model.encode(images).chunk(2, 1)
-    posterior = torch.distributions.Normal(mean, (logvar / 2).exp())
-    prior = torch.distributions.Normal(torch.zeros(()).double(), 1)
-    kl = torch.distributions.kl_divergence(posterior, prior).sum() / 5
-    logits = model.decode(mean + (logvar / 2).exp() * noise)
-    nll = -torch.distributions.Binomial(3, logits=logits).log_prob(3 * images).sum() / 5
-    loss = model(images, noise=noise)
-    torch.testing.assert_close(torch.stack([loss.nll, loss.kl]), torch.stack([nll, kl]))
-
-
-def test_any_sampler_will_do() -> None:
-    class Mean(torch.nn.Module):
-        def forward(
-            self, params: torch.Tensor, noise: Any = None, generator: Any = None
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            return params.chunk(2, 1)[0], params.new_zeros(())
-
-    model = ConvVAE(ConvVAEConfig(8, 1, 4, 8, 2), Mean())
-    assert model(torch.rand(2, 1, 8, 8)).kl == 0
-
-
-def test_samples_follow_the_generator() -> None:
-    model = ConvVAE(ConvVAEConfig(8, 1, 4, 8, 2))
-    first, again, other = (model.sample(3, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert first.shape == (3, 1, 8, 8)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert not first.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"image_size": 30}, r"image_size must be divisible by 2\*\*stages = 8, got image_size=30"),
-        ({"latent_dim": 0}, "latent_dim must be a positive integer, got 0"),
-        ({"width": 2.5}, "width must be a positive integer, got 2.5"),
-    ],
-)
-def test_bad_config(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ConvVAEConfig(**wrong)

@@ -1,0 +1,135 @@
+"""A training step of each model, optimiser included, against the same model on stock modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.steps import Contenders, Step
+from benchmarks.stock import stock
+from genmod.models import GAN, VAE, Autoencoder, AutoencoderConfig, GANConfig, Model, VAEConfig
+
+BATCH = 64
+#: From the gradients of one phase to a call that leaves them in `.grad`.
+Backward = Callable[[Model, str, Tensor, dict[str, Tensor]], None]
+
+
+def _genmod(model: Model, phase: str, images: Tensor, draws: dict[str, Tensor]) -> None:
+    model.backward(phase, images, draws)
+
+
+def _stock(model: Model, phase: str, images: Tensor, draws: dict[str, Tensor]) -> None:
+    if isinstance(model, GAN):
+        _stock_gan(model, phase, images, draws)
+    else:
+        model.loss(images, draws=draws).loss.backward()
+
+
+def _square_norms(critic: nn.Module, x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return gradient.square().sum((1, 2, 3))
+
+
+def _stock_gan(model: GAN, phase: str, images: Tensor, draws: dict[str, Tensor]) -> None:
+    """Both losses as people write them: the penalty a backward of a backward through a forward of its own."""
+    critic, real, weight, objective = model.critic, 2 * images - 1, model.config.penalty_weight, model.config.objective
+    if phase == "generator":
+        model._average(0)
+        f = critic(model.generator(draws["z"]))
+        if objective == "r3gan":
+            with torch.no_grad():
+                r = critic(real)
+            loss = F.softplus(r - f).mean()
+        else:
+            loss = -f.mean() if objective == "wgan_gp" else F.softplus(-f).mean()
+        loss.backward(inputs=list(model.generator.parameters()))
+        return
+    with torch.no_grad():
+        fake = model.generator(draws["z"])
+    r, f = critic(real), critic(fake)
+    if objective == "dcgan":
+        loss = F.softplus(-r).mean() + F.softplus(f).mean()
+    elif objective == "wgan_gp":
+        between = torch.lerp(fake, real, draws["between"].view(-1, 1, 1, 1))
+        loss = f.mean() - r.mean() + weight * ((_square_norms(critic, between) + 1e-12).sqrt() - 1).square().mean()
+    else:
+        penalty = _square_norms(critic, real).mean() + _square_norms(critic, fake).mean()
+        loss = F.softplus(f - r).mean() + weight / 2 * penalty
+    loss.backward()
+
+
+def _compile(model: Model) -> Model:
+    """torch.compile where it can: of all but a critic with a penalty, whose second derivative it refuses."""
+    if isinstance(model, GAN):
+        model.generator.compile()
+        if model.config.objective == "dcgan":
+            model.critic.compile()
+        return model
+    model.loss = torch.compile(model.loss)  # type: ignore[method-assign]
+    return model
+
+
+def _step(model: Model, images: Tensor, backward: Backward) -> Callable[[], None]:
+    optimizers = {p: torch.optim.Adam(model.phase_parameters(p), 1e-5) for p in dict.fromkeys(model.phases)}
+    draws = {p: model.draw(p, len(images), torch.Generator().manual_seed(0)) for p in optimizers}
+    draws = {p: {name: t.to(images) for name, t in each.items()} for p, each in draws.items()}
+
+    def step() -> None:
+        for phase in model.phases:
+            optimizers[phase].zero_grad()
+            backward(model, phase, images, draws[phase])
+            optimizers[phase].step()
+
+    return step
+
+
+def _contenders(make: Callable[[], Model], device: torch.device, dtype: torch.dtype) -> Contenders:
+    model = make().to(device, dtype)
+    images = torch.rand(BATCH, *model.image_shape, device=device, dtype=dtype)
+    plain: Any = stock(model)
+    _agree(model, plain, images)
+    return {
+        "eager": _step(plain, images, _stock),
+        "compile": _step(_compile(stock(model)), images, _stock),  # type: ignore[arg-type]
+        "genmod": _step(model, images, _genmod),
+    }
+
+
+def _agree(ours: Model, plain: Model, images: Tensor) -> None:
+    """No time is reported for a step with other gradients."""
+    for phase in dict.fromkeys(ours.phases):
+        draws = {n: t.to(images) for n, t in ours.draw(phase, BATCH, torch.Generator().manual_seed(0)).items()}
+        _genmod(ours, phase, images, draws)
+        _stock(plain, phase, images, draws)
+        for mine, theirs in zip(ours.phase_parameters(phase), plain.phase_parameters(phase), strict=True):
+            # In the large: an activation that rounding moves across a kink changes a whole pixel's gradient.
+            assert mine.grad is not None and theirs.grad is not None
+            assert (mine.grad - theirs.grad).norm() <= 1e-2 * theirs.grad.norm() + 1e-5, phase
+            mine.grad = theirs.grad = None
+
+
+def _named(name: str, make: Callable[[], Model]) -> Step:
+    return Step("model_step", f"{name} [{BATCH}, 3, 32, 32]", lambda device, dtype: _contenders(make, device, dtype))
+
+
+def _vae(name: str, **options: Any) -> Step:
+    return _named(name, lambda: VAE(VAEConfig(dataset_size=10_000, **options)))
+
+
+STEPS = (
+    _named("autoencoder", lambda: Autoencoder(AutoencoderConfig())),
+    _vae("VAE"),
+    _vae("VAE, logistic mixture", likelihood="logistic_mixture"),
+    _vae("β-TCVAE", objective="beta_tc", beta=6.0),
+    _vae("WAE", objective="wae"),
+    _vae("DIP-VAE II", objective="dip_ii"),
+    _vae("IWAE", objective="iwae"),
+    _named("DCGAN", lambda: GAN(GANConfig(objective="dcgan"))),
+    _named("WGAN-GP", lambda: GAN(GANConfig(objective="wgan_gp"))),
+    _named("R3GAN", lambda: GAN(GANConfig(objective="r3gan"))),
+)
