@@ -6,8 +6,8 @@ import importlib
 from types import ModuleType
 
 
-def need(module: str, extra: str = "train") -> ModuleType:
-    """Import a module, or raise a ModuleNotFoundError that says how to get it."""
+def need(module: str, wanted: str = "'genmod-torch[train]'") -> ModuleType:
+    """Import a module, or raise a ModuleNotFoundError that says how to get it: what pip should install."""
     package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
@@ -15,6 +15,5 @@ def need(module: str, extra: str = "train") -> ModuleType:
         # A package that is there but lacks what it needs itself is another trouble, and its own traceback says more.
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        wanted = f"'genmod-torch[{extra}]'" if extra else package
         message = f"this needs the Python package {package!r}; install it with: pip install {wanted}"
         raise ModuleNotFoundError(message, name=error.name) from error

@@ -47,7 +47,7 @@ def invert(
     .. math::
         \operatorname{mean}\left(f(\mathrm{decode}(z)) - f(x)\right)^2 + \frac{\lambda}{2D} |z|^2
 
-    Each image and each restart is a search of its own: no result depends on the images beside it (provided that
+    Each image and each restart is a search of its own: from its start on, it knows nothing of the others (provided that
     `decode` treats samples independently; put a model with batch norm into evaluation mode). The parameters of the
     generator get no gradients.
 
@@ -83,7 +83,7 @@ def invert(
     draws = torch.randn(restarts, len(images), latent_dim, generator=generator).to(images)
     if start is not None:
         draws[0] = start
-    for first in range(0, max(1, len(images)), chunk):
+    for first in range(0, len(images), chunk):
         part = images[first : first + chunk]
         search = _Search(decode, part, features, prior_weight)
         z = draws[:, first : first + chunk].reshape(-1, latent_dim)
@@ -116,7 +116,7 @@ class _Search:
 
     def rows(self, z: Tensor) -> Tensor:
         """Which target each of the codes [R B, D] is for."""
-        return torch.arange(len(z), device=z.device) % max(1, len(self.target))
+        return torch.arange(len(z), device=z.device) % len(self.target)
 
 
 def _adam(search: _Search, z: Tensor, steps: int, lr: float) -> Tensor:

@@ -79,8 +79,8 @@ def orthogonality_penalty(
     _check_estimator(estimator, normalize, probes, size)
     if estimator == "exact":
         columns = _wide(jacobian_columns(decode, z).flatten(2))
-        products = columns @ columns.mT
-        squares = _cosines_squared(products) if normalize else products.square()
+        columns = _unit(columns) if normalize else columns
+        squares = (columns @ columns.mT).square()
         off_diagonal = squares.sum((1, 2)) - squares.diagonal(dim1=1, dim2=2).sum(1)
         return (off_diagonal / (size * (size - 1)) if normalize else off_diagonal).mean()
     if estimator == "pairs":
@@ -89,10 +89,9 @@ def orthogonality_penalty(
         tangents = torch.stack([axes[first], axes[second]])  # [2, probes, B, D]
         moves = torch.func.vmap(lambda tangent: _derivative(decode, z, tangent))(tangents.flatten(0, 1))
         a, b = _wide(moves.flatten(2)).unflatten(0, (2, probes))
+        a, b = (_unit(a), _unit(b)) if normalize else (a, b)
         squares = (a * b).sum(-1).square()
-        if not normalize:
-            return squares.mean() * (size * (size - 1))
-        return _ratio(squares, a.square().sum(-1) * b.square().sum(-1)).mean()
+        return squares.mean() if normalize else squares.mean() * (size * (size - 1))
     signs = torch.randint(0, 2, (probes, *z.shape), generator=generator).to(z) * 2 - 1
     moves = torch.func.vmap(lambda tangent: _derivative(decode, z, tangent))(signs)
     return 0.5 * _wide(moves.flatten(2)).square().sum(-1).var(0).mean()
@@ -103,15 +102,11 @@ def _derivative(decode: Decode, z: Tensor, tangent: Tensor) -> Tensor:
     return torch.func.jvp(decode, (z,), (tangent,))[1]
 
 
-def _cosines_squared(products: Tensor) -> Tensor:
-    squared_norms = products.diagonal(dim1=1, dim2=2)
-    return _ratio(products.square(), squared_norms[:, :, None] * squared_norms[:, None, :])
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole, and zero, gradients included, where a column is zero."""
-    there = whole > 0
-    return torch.where(there, part / torch.where(there, whole, 1.0), 0.0)
+def _unit(columns: Tensor) -> Tensor:
+    """Columns [..., P] divided by their lengths; those of zeros stay zero, and so do their gradients."""
+    squared = columns.square().sum(-1, keepdim=True)
+    there = squared > 0
+    return torch.where(there, columns * torch.where(there, squared, 1.0).rsqrt(), 0.0)
 
 
 def _draw_pairs(

@@ -21,7 +21,10 @@ def fused() -> nn.Module:
     """A decoder of fused modules."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(D, 16), nn.Unflatten(1, (4, 2, 2)), GroupNormAct(2, 4, activation="silu"), UpsampleBlock(4, 2)
+        nn.Linear(D, 16),
+        nn.Unflatten(1, (4, 2, 2)),
+        GroupNormAct(2, 4, activation="silu"),
+        UpsampleBlock(4, 2, norm="group", num_groups=1),
     ).double()
 
 
@@ -44,7 +47,9 @@ def penalty_of(columns: torch.Tensor, normalize: bool) -> torch.Tensor:
                 if i != j:
                     a, b = sample[i], sample[j]
                     product = a @ b
-                    total = total + ((product / (a.norm() * b.norm())) ** 2 / (D * (D - 1)) if normalize else product**2)
+                    total = total + (
+                        (product / (a.norm() * b.norm())) ** 2 / (D * (D - 1)) if normalize else product**2
+                    )
     return total / len(columns)
 
 
@@ -181,7 +186,7 @@ def test_bad_options(options, message):
 def test_bad_inputs():
     with pytest.raises(TypeError, match="decode: got int"):
         orthogonality_penalty(3, codes())
-    with pytest.raises(TypeError, match="z: got dtype torch.int64"):
+    with pytest.raises(TypeError, match=r"z: got dtype torch\.int64"):
         orthogonality_penalty(mlp(), torch.ones(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"z: got shape \(4,\)"):
         orthogonality_penalty(mlp(), torch.ones(4))

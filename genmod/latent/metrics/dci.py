@@ -91,7 +91,8 @@ def dci(
             model = need("sklearn.linear_model").Lasso(alpha=alpha)
         elif regressor == "forest":
             forest = need("sklearn.ensemble").RandomForestClassifier
-            model = forest(trees, max_depth=depth, random_state=seed)
+            # All codes are tried at every split: among a random few, a useless one is the best by necessity at times.
+            model = forest(trees, max_depth=depth, max_features=None, random_state=seed)
         else:
             boosting = need("sklearn.ensemble").GradientBoostingClassifier
             model = boosting(n_estimators=trees, max_depth=min(depth or 3, 3), random_state=seed)
