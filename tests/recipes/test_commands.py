@@ -47,7 +47,8 @@ def test_every_recipe_learns(recipe: str) -> None:
     curve = trainer.train(model, images.train, config, device="cpu").curve
     assert all(len(losses) == 12 for losses in curve.values())
     after = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    # A critic's last bias moves real and fake values alike, which no loss of their difference sees.
+    assert sum(torch.equal(a, b) for a, b in zip(before, after, strict=True)) <= (1 if "critic" in curve else 0)
     if set(curve) == {"model"} and recipe not in ("annealed-vae", "capacity-vae"):  # whose loss is another at each step
         assert sum(curve["model"][-3:]) < sum(curve["model"][:3])
 
