@@ -1,7 +1,8 @@
 """The demo: one convolutional VAE on real images, trained with stock PyTorch's sampling and with genmod's.
 
-Both models start from the same weights and see the same batches and the same noise; their steps alternate, so what
-disturbs the machine disturbs both. The tables say what genmod changed, and what it did not.
+Both models are genmod's but for that one module, start from the same weights and see the same batches and the same
+noise; their steps alternate, so what disturbs the machine disturbs both. The tables say what genmod changed, and what
+it did not.
 """
 
 from __future__ import annotations
@@ -345,8 +346,8 @@ def _print(metrics: dict[str, Any], folder: Path, console: Any) -> None:
     console.print(table)
     share = metrics["sampling_seconds"]["stock"] / metrics["step_seconds"]["stock"]
     words = (
-        f"Sampling and KL are {share:.1%} of the stock step; the rest, mostly convolutions, is the same code. That is "
-        f"the most that genmod can take off this step: a larger difference in step time is the machine's noise. "
+        f"Sampling and KL are {share:.1%} of the stock step; the rest, mostly convolutions, is the same code in both, "
+        f"genmod's. So that is the most that may come off here: a larger difference is the machine's noise. "
         f"The loss curves differ by at most {difference['relative']:.1e} of the loss, at step {difference['at_step']}."
     )
     console.print(words, highlight=False)
