@@ -89,9 +89,8 @@ def invert(
         z = draws[:, first : first + chunk].reshape(-1, latent_dim)
         z = _adam(search, z, steps, lr or 0.1) if optimizer == "adam" else _lbfgs(search, z, steps, lr or 1.0)
         found.append(_best(search, z, restarts))
-    return Inversion(
-        *(torch.cat(list(parts)) for parts in list(zip(*found))[:4]), torch.cat([f.restarts for f in found], 1)
-    )
+    z, found_images, distance, loss = (torch.cat([getattr(f, name) for f in found]) for name in Inversion._fields[:4])
+    return Inversion(z, found_images, distance, loss, torch.cat([f.restarts for f in found], 1))
 
 
 class _Search:
@@ -156,7 +155,7 @@ def _lbfgs_one(search: _Search, z: Tensor, row: Tensor, steps: int, lr: float) -
             (z.grad,) = torch.autograd.grad(loss, z)
         return loss.detach()
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return z.detach()
 
 

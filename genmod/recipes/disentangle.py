@@ -228,9 +228,9 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def _mean_and_spread(values: list[float]) -> str:
-    digits = 1 if abs(statistics.fmean(values)) >= 10 else 2
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}"
+    mean = statistics.fmean(values)
+    digits = 1 if abs(mean) >= 10 else 2
+    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def save_figure(path: Path, runs: list[dict[str, Any]]) -> None:
@@ -252,7 +252,7 @@ def save_figure(path: Path, runs: list[dict[str, Any]]) -> None:
     figure.savefig(path)
 
 
-def save_traversal(path: Path, model: VAE, data: shapes.Shapes, rows: int = 6, columns: int = 9) -> None:
+def save_traversal(path: Path, model: VAE, data: shapes.Shapes, rows: int = 6, columns: int = 11) -> None:
     """The latents with the largest KL, each moved through [-2, 2] from the prior's mean."""
     mean, logvar = latent.posteriors(model, data.images, chunk=512)
     dims, kl = latent.by_information(mean, logvar)

@@ -13,7 +13,7 @@ Array = np.ndarray | Tensor
 
 def codes_and_factors(codes: Any, factors: Any, least_codes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Codes as float64 [N, D], and factors as int64 [N, K] with the values of each numbered from 0."""
-    z = matrix("codes", codes).astype(np.float64)
+    z: np.ndarray = matrix("codes", codes).astype(np.float64)
     v = matrix("factors", factors)
     if len(v) != len(z):
         raise ValueError(f"factors: got {len(v)} rows, expected {len(z)}, as codes has")

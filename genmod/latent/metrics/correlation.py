@@ -31,7 +31,7 @@ def gaussian_total_correlation(codes: Any) -> float:
         TypeError: not an array or tensor.
         ValueError: not a matrix, no more rows than columns, or values that are not finite.
     """
-    z = matrix("codes", codes).astype(np.float64)
+    z: np.ndarray = matrix("codes", codes).astype(np.float64)
     if not np.isfinite(z).all():
         raise ValueError("codes: got values that are not finite")
     if len(z) <= z.shape[1]:

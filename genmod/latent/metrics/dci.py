@@ -99,7 +99,8 @@ def dci(
         model.fit(z[fit], target[fit])
         importance[:, k] = np.abs(model.coef_) if regressor == "lasso" else model.feature_importances_
         scores[k] = model.score(z[test], target[test])
-    per_code, per_factor = 1 - _entropy(importance), 1 - _entropy(importance.T)
+    per_code: np.ndarray = 1 - _entropy(importance)
+    per_factor: np.ndarray = 1 - _entropy(importance.T)
     weight = importance.sum(1)
     disentanglement = float((weight * per_code).sum() / weight.sum()) if weight.sum() > 0 else 0.0
     return DCI(
