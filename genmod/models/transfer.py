@@ -78,7 +78,7 @@ def transfer(
             "of that name that says how many features it makes"
         )
     weight = next(encoder.parameters(), None)
-    options = {} if weight is None else {"device": weight.device, "dtype": weight.dtype}
+    options: dict[str, Any] = {} if weight is None else {"device": weight.device, "dtype": weight.dtype}
     head = nn.Linear(features, num_classes, **options)
     return Classifier(copy.deepcopy(encoder), head, _frozen(encoder, freeze))
 

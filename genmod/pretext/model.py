@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,7 +121,7 @@ class PretextModel(Model):
         self._check_phase(phase)
         return self.task.draw(n, self.sample_shape, generator)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def predict(self, input: Tensor) -> Tensor:
         """The output for an input of the task."""
         return self.task.predict(self.encoder, self.head, input)
 
@@ -138,7 +136,7 @@ class PretextModel(Model):
         self._check_samples(images)
         draws = self._draws(self.phases[-1], images, draws, generator)
         input, target = self.task.transform(images, draws=draws)
-        output = self(input)
+        output = self.predict(input)
         loss = self.task.loss(output, target)
         if self.critic is None:
             return Losses.of(task=loss)
@@ -158,20 +156,18 @@ class PretextModel(Model):
         draws = self._draws("critic", images, draws, generator)
         with torch.no_grad():
             input, target = self.task.transform(images, draws=draws)
-            fake = self.task.filled(self(input), target)
+            fake = self.task.filled(self.predict(input), target)
         return Losses.of(critic=CriticLoss()(real=self.critic(images), fake=self.critic(fake)))
 
     def backward(self, phase: str, images: Tensor, draws: Draws, *, step: int = 0, scale: float = 1.0) -> Losses:
         """See :class:`genmod.models.base.Model`."""
-        self._check_phase(phase)
+        parameters = self.phase_parameters(phase)
         if phase == "critic":
             losses = self.critic_loss(images, draws=draws)
-            (losses.loss * scale).backward()
         else:
-            # In its own phase nothing of the critic gets a gradient, though one goes through it.
-            with _without_gradients(self.critic):
-                losses = self.loss(images, step=step, draws=draws)
-                (losses.loss * scale).backward()
+            losses = self.loss(images, step=step, draws=draws)
+        # Encoder and head learn through the critic, which gets no gradient by that.
+        (losses.loss * scale).backward(inputs=parameters)
         return Losses(losses.loss.detach(), losses.parts)
 
     @torch.no_grad()
@@ -179,7 +175,7 @@ class PretextModel(Model):
         """The task's score on these samples, and the score of chance on them; in the present mode."""
         self._check_samples(x)
         input, target = self.task.transform(x, generator)
-        return float(self.task.score(self(input), target)), self.task.chance(input, target)
+        return float(self.task.score(self.predict(input), target)), self.task.chance(input, target)
 
     # --------------------------------------------------------------------------------------------------------- images
 
@@ -213,19 +209,13 @@ class PretextModel(Model):
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder} has a config that {cls.__name__} does not take: {error}") from error
 
+    def _draws(self, phase: str, images: Tensor, draws: Draws | None, generator: torch.Generator | None) -> Draws:
+        """As in `Model`, but in the dtype that they were drawn in: here they also are classes and places."""
+        draws = self.draw(phase, len(images), generator) if draws is None else draws
+        super()._draws(phase, images, draws, None)  # for its checks
+        return {name: tensor.to(images.device) for name, tensor in draws.items()}
+
     def _check_samples(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.sample_shape:
             wanted = ", ".join(map(str, self.sample_shape))
             raise ValueError(f"images: got shape {tuple(x.shape)}, expected [B, {wanted}] for {self.task.name!r}")
-
-
-@contextmanager
-def _without_gradients(module: nn.Module | None) -> Iterator[None]:
-    parameters = [] if module is None else [p for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

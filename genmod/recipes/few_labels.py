@@ -190,7 +190,7 @@ def digits(
     """
     train, test = labelled_digits()
     shape = {"image_size": 8, "channels": 1, "width": 32, "stages": 3}
-    denoise = PretextConfig("predict_self", {"noise": 0.5, "latent_dim": None}, **shape)  # type: ignore[arg-type]
+    denoise = PretextConfig("predict_self", {"noise": 0.5, "latent_dim": None}, **shape)
     rotation = PretextConfig("rotation", **shape)  # type: ignore[arg-type]
 
     def random(seed: int) -> nn.Module:

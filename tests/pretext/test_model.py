@@ -132,6 +132,13 @@ def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
     }
 
 
+def test_half_precision_images_have_the_same_holes() -> None:
+    model = make("missing_patch")
+    draws = model.draw("critic", 16, seeded())
+    kept = model._draws("critic", scenes(16).bfloat16(), draws, None)
+    assert torch.equal(kept["place"], draws["place"])
+
+
 def test_an_encoder_of_ones_own(tmp_path: Path) -> None:
     encoder = ConvEncoder(8, 3, 4, 2)
     model = PretextModel(encoder, Rotation(), (3, 8, 8))
