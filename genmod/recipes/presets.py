@@ -87,7 +87,7 @@ def build(name: str, images: ImageSet, **options: Any) -> Model:
         # The pixels of the digits are counts out of 16, so these are their trials; of other images 4 ask for detail.
         config |= {"trials": 16 if small else 4, "dataset_size": len(images.train)}
     try:
-        return recipe.model(_CONFIGS[recipe.model](**{**config, **options}))  # type: ignore[call-arg]
+        return recipe.model(_CONFIGS[recipe.model](**{**config, **options}))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{name} for images of {height} x {width} pixels: {error}") from error
 

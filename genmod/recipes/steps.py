@@ -199,15 +199,12 @@ class Trainer:
     def _average_gradients(self, phase: str) -> None:
         """The mean over processes, sent in few large pieces. A gradient that only other processes have counts, too."""
         parameters = self.model.phase_parameters(phase)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         for bucket in _buckets(parameters):
-            flat = torch.cat([parameter.grad.flatten() for parameter in bucket])
-            flat = self.accelerator.reduce(flat, "mean")
+            gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
+            flat = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
             pieces = flat.split([parameter.numel() for parameter in bucket])
             for parameter, piece in zip(bucket, pieces, strict=True):
-                parameter.grad.copy_(piece.view_as(parameter))
+                parameter.grad = piece.view_as(parameter)
 
     @torch.no_grad()
     def _average_weights(self) -> None:

@@ -154,7 +154,8 @@ class _Run:
             if save or stop:
                 self._save(last=stop or trainer.steps_done == config.steps)
             if stop:
-                self.report(f"stopped at step {trainer.steps_done}; go on with --resume")
+                kept = "go on with --resume" if self.checkpoints else "nothing was saved, as there is no folder"
+                self.report(f"stopped at step {trainer.steps_done}; {kept}")
                 leave(interrupts.received)
 
     def _settle(self, pending: list[dict[str, Losses]], interrupts: Interrupts) -> bool:
