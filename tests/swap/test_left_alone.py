@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import genmod
+from genmod.swap import gains
 
 
 def pair(norm: nn.Module | None = None, act: nn.Module | None = None) -> nn.Sequential:
@@ -113,6 +114,15 @@ def test_parametrisations_are_followed():
             model[1].parametrizations.weight.original0.mul_(3)
     image = torch.randn(2, 4, 8, 8)
     torch.testing.assert_close(ours(image), stock(image), rtol=1e-4, atol=1e-5)
+
+
+def test_where_stock_was_measured_to_be_as_fast(monkeypatch: pytest.MonkeyPatch):
+    measured = {("cpu", torch.float32): {"group_norm_act": gains.Gain(evaluation=1.5, training=0.9)}}
+    monkeypatch.setattr(gains, "MEASURED", measured)
+    report = genmod.accelerate(pair(), training=True)
+    assert not report.swaps and "as fast there in training: 0.90x measured" in report.left_alone[0].why
+    assert genmod.accelerate(pair(), training=False).swaps[0].gain == 1.5
+    assert genmod.accelerate(pair().double()).swaps[0].gain is None
 
 
 def test_nothing_to_swap():
