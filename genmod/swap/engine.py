@@ -40,7 +40,7 @@ def accelerate(
             in an `nn.Sequential`; swapped is where it is true. All by default.
         training: whether to choose by the gains of training (forward and backward) or of evaluation; by default
             `model.training`. What was swapped works in both modes.
-        allow: words of :data:`genmod.swap.ALLOW`; "exact" is always included, "folded", "noise" and "critic" are more.
+        allow: words of :data:`genmod.swap.ALLOW`; "exact" is always included, "folded" and "critic" are more.
 
     Returns:
         What was swapped, how exact it is and what it was measured to gain; and what was left alone and why.
