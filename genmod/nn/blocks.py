@@ -121,22 +121,28 @@ class UpsampleBlock(nn.Module):
 
 
 class _ConvTranspose2d(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d`, by a matrix product where that is faster: of a single pixel, as in DCGAN's first block, it
-    takes a tenth of the time that oneDNN's convolution does."""
+    """`nn.ConvTranspose2d`, with its results, arguments and state_dict."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if output_size is not None or self.dilation != (1, 1) or torch.is_autocast_enabled(input.device.type):
-            return super().forward(input, output_size)
-        options: dict[str, Any] = {
-            name: getattr(self, name) for name in ("stride", "padding", "output_padding", "groups")
-        }
-        if input.shape[2:] != (1, 1) or (self.padding, self.output_padding, self.groups) != ((0, 0), (0, 0), 1):
-            return conv_transpose2d(input, self.weight, self.bias, **options)
-        pixels, weight = input.flatten(1), self.weight
-        # The image is in the memory format of the weight, as it is after a convolution.
-        if weight.is_contiguous():
-            y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-        else:
-            weight = weight.permute(0, 2, 3, 1)
-            y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:]).permute(0, 3, 1, 2)
-        return y if self.bias is None else y + self.bias[:, None, None]
+        product = transposed_product(self, input) if output_size is None else None
+        return super().forward(input, output_size) if product is None else product
+
+
+def transposed_product(conv: nn.ConvTranspose2d, input: Tensor) -> Tensor | None:
+    """What `conv` makes of an image of few pixels, by matrix product; None where oneDNN's convolution is faster.
+
+    Of a single pixel, as in DCGAN's first block, the product is ten times as fast.
+    """
+    if conv.dilation != (1, 1) or conv.padding_mode != "zeros" or torch.is_autocast_enabled(input.device.type):
+        return None
+    if input.shape[2:] != (1, 1) or (conv.padding, conv.output_padding, conv.groups) != ((0, 0), (0, 0), 1):
+        options: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "output_padding")}
+        return conv_transpose2d(input, conv.weight, conv.bias, groups=conv.groups, **options)
+    pixels, weight = input.flatten(1), conv.weight
+    # The image is in the memory format of the weight, as it is after a convolution.
+    if weight.is_contiguous():
+        y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+    else:
+        weight = weight.permute(0, 2, 3, 1)
+        y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:]).permute(0, 3, 1, 2)
+    return y if conv.bias is None else y + conv.bias[:, None, None]
