@@ -40,7 +40,7 @@ test: $(VENV)/.genmod-test
 	$(PY) -m pytest --numprocesses=auto $(ARGS)
 
 bench: $(VENV)/.genmod-test
-	$(PY) -m benchmarks $(ARGS)
+	$(PY) -m genmod bench $(ARGS)
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .

@@ -103,3 +103,33 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+#: Operators that compute nothing: they make room, or look at what is there from another angle.
+_MAKES_ROOM = ("empty", "empty_like", "empty_strided", "resize_", "set_")
+_VIEWS = (
+    *("alias", "as_strided", "as_strided_", "chunk", "detach", "detach_", "expand", "narrow", "permute", "select"),
+    *("slice", "split", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view"),
+)
+_QUESTIONS = ("is_nonzero", "item", "_local_scalar_dense", "lift_fresh", "resolve_conj", "resolve_neg", "result_type")
+_NO_WORK = frozenset(f"aten::{name}" for name in (*_MAKES_ROOM, *_VIEWS, *_QUESTIONS))
+
+
+def launches(call: Callable[[], Any], device: torch.device) -> int:
+    """How many kernels one call starts: on a GPU those that it ran, on a CPU the operators that had no other inside.
+
+    Operators that only allocate or make views do not count. Code that `torch.compile` made for a CPU is no operator.
+    """
+    call()
+    kinds = torch.profiler.ProfilerActivity
+    with (
+        _silent_stderr(),
+        torch.profiler.profile(activities=[getattr(kinds, device.type.upper()), kinds.CPU]) as profile,
+    ):
+        call()
+        synchronize(device)
+    events = profile.events() or []
+    if device.type == "cuda":
+        return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
+    operators = [e for e in events if "::" in e.name and not e.name.startswith("autograd::")]
+    return sum(e.name not in _NO_WORK and not any("::" in c.name for c in e.cpu_children) for e in operators)
