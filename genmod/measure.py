@@ -122,10 +122,8 @@ def launches(call: Callable[[], Any], device: torch.device) -> int:
     """
     call()
     kinds = torch.profiler.ProfilerActivity
-    with (
-        _silent_stderr(),
-        torch.profiler.profile(activities=[getattr(kinds, device.type.upper()), kinds.CPU]) as profile,
-    ):
+    activities = [kinds.CPU, *([kinds.CUDA] if device.type == "cuda" else [])]
+    with _silent_stderr(), torch.profiler.profile(activities=activities) as profile:
         call()
         synchronize(device)
     events = profile.events() or []
