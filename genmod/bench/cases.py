@@ -60,6 +60,7 @@ def cases(
     dtype: torch.dtype,
     modes: tuple[str, ...] = MODES,
     *,
+    compiled: tuple[str, ...] = MODES[:2],
     cold: bool = False,
 ) -> Iterator[Case]:
     """The cases of one op and workload.
@@ -75,7 +76,7 @@ def cases(
         # Functions compiled for another shape or mode would count against dynamo's limit and end up eager.
         torch._dynamo.reset()
         functions = {"eager": spec.eager, "genmod": spec.public, **theirs}
-        if mode != "double backward":  # torch.compile raises for a backward of a backward
+        if mode in compiled and mode != "double backward":  # torch.compile raises for a backward of a backward
             functions["compile"] = _compiled(spec.eager)
             if device.type == "cuda":
                 functions["compile:max-autotune"] = _compiled(spec.eager, mode="max-autotune-no-cudagraphs")

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", choices=SUITES, help=f"{summaries} (default: quick; full where --op is given)")
     parser.add_argument("--workload", default="", help="only workloads and steps whose name contains this")
     parser.add_argument("--mode", action="append", choices=cases.MODES, help="may be repeated (default: the suite's)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--rounds", type=int, help="timed rounds per case (default: the suite's; at least 5)")
     parser.add_argument("--cold", action="store_true", help="each call gets inputs that have left the last-level cache")
@@ -94,17 +94,16 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    console = need("rich.console").Console
+    _check(args)
     # A pipe has no width of its own, and a table that wraps cannot be read.
-    console = console(width=None if sys.stdout.isatty() else 200)
+    console = need("rich.console").Console(width=None if sys.stdout.isatty() else 200)
     device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
     with _progress(console) as progress:
-        result = measurements.make(args, device, DTYPES[args.dtype], progress) if args.action is None else (
-            measurements.overhead(device, progress)
-        )  # fmt: skip
-    if not result["rows"]:
+        if args.action == "overhead":
+            result = measurements.overhead(device, progress)
+        else:
+            result = measurements.make(args, device, DTYPES[args.dtype], progress)
+    if not (result["rows"] or result.get("refused")):
         raise RecipeError(f"nothing to measure: no workload's name contains {args.workload!r}, or no op has that axis")
     for title, columns, rows in measurements.tables(result):
         _show(console, title, columns, rows)
@@ -112,21 +111,33 @@ def _measure(args: argparse.Namespace) -> int:
         console.print(note, highlight=False)
     if args.json:
         _write(args.json, json.dumps(result, indent=1) + "\n")
-    if args.action is None:
-        _write_others(args, result)
-    return 0
-
-
-def _write_others(args: argparse.Namespace, result: dict[str, Any]) -> None:
     if args.csv:
-        if result["kind"] != "ops":
-            raise RecipeError(f"--csv: there is none for {result['kind']}; use --json")
         _write(args.csv, report.to_csv(result))
     if args.markdown:
         made = measurements.tables(result)
         _write(args.markdown, "\n\n".join(f"{t}\n\n{report.markdown(c, r)}" for t, c, r in made) + "\n")
     if args.plots:
         plots.save(result, args.plots)
+    return int(bool(result.get("refused")))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What would fail after minutes of measuring is said before them."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
+    if args.csv and (args.scale or args.against or args.action):
+        raise RecipeError("--csv: only suites have one; use --json")
+    if args.suite == "models" and args.op:
+        raise RecipeError("--op: the suite models is of training steps; choose among them with --workload")
+    if args.rounds is not None and args.rounds < 5:
+        raise RecipeError(f"--rounds: got {args.rounds}, expected at least 5, so that there are quartiles")
+    if args.plots:
+        need("matplotlib.figure")
+    for file in filter(None, (args.json, args.csv, args.markdown)):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _write(file: Path, text: str) -> None:

@@ -30,7 +30,7 @@ def make(
     suite = dataclasses.replace(
         suite, rounds=args.rounds or suite.rounds, modes=tuple(args.mode) if args.mode else suite.modes
     )
-    result = {"kind": "ops", "machine": machine.describe(device), "dtype": args.dtype}
+    result: dict[str, Any] = {"kind": "ops", "machine": machine.describe(device), "dtype": args.dtype}
     if args.scale:
         rows = _scaling(chosen, args.scale, device, dtype, suite.rounds, progress)
         return result | {"kind": "scaling", "axis": args.scale, "rows": rows}
@@ -40,18 +40,12 @@ def make(
         return result | {"kind": "against", "revision": args.against, "rows": rows}
     result["suite"] = name
     if name == "models":
-        return result | {"rows": runner.run_steps(
-            all_steps(), device, dtype, suite, workload=args.workload, progress=progress
-        )}  # fmt: skip
-    rows, not_raced = runner.run_ops(
+        rows = runner.run_steps(all_steps(), device, dtype, suite, workload=args.workload, progress=progress)
+        return result | {"rows": rows}
+    result |= {"matmul_flops_per_second": machine.matmul_flops(device, dtype), "peers": peers.versions()}
+    return result | runner.run_ops(
         chosen, device, dtype, name, suite, workload=args.workload, cold=args.cold, progress=progress
     )
-    return result | {
-        "matmul_flops_per_second": machine.matmul_flops(device, dtype),
-        "peers": peers.versions(),
-        "peers_not_raced": not_raced,
-        "rows": rows,
-    }
 
 
 def _scaling(
@@ -135,6 +129,8 @@ def notes(result: dict[str, Any]) -> Iterator[str]:
     """What belongs under the tables, a line each."""
     if result.get("matmul_flops_per_second"):
         yield f"Ceiling: a matrix product makes {result['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s here."
+    for refused in result.get("refused", ()):
+        yield refused["why"]
     for peer in result.get("peers_not_raced", ()):
         yield f"Not raced: {peer['peer']}'s {peer['what']} beside {peer['op']}: {peer['why']}."
     if "import_seconds" in result:

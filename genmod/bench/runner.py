@@ -73,17 +73,23 @@ def run_ops(
     workload: str = "",
     cold: bool = False,
     progress: Progress = Progress(),  # noqa: B008 (immutable)
-) -> tuple[list[Row], list[dict[str, str]]]:
-    """The rows of a suite of ops, and the peers that were not raced. Raises RedGate at the first op that is wrong."""
+) -> dict[str, Any]:
+    """A suite of ops: `rows`, `peers_not_raced`, and `refused`, the ops that are wrong and so have no rows."""
     plan = [(spec, chosen) for spec in specs if (chosen := list(workloads(spec, name, workload)))]
     progress.total(sum(1 + len(chosen) * len(suite.modes) for _, chosen in plan))
-    rows, not_raced = [], {}
+    rows: list[Row] = []
+    not_raced, refused = {}, []
     for spec, chosen in plan:
         progress.now(f"{spec.name}: checking that it is right")
-        check(spec, device, dtype)
-        progress.done()
+        try:
+            check(spec, device, dtype)
+        except RedGate as error:
+            refused.append({"op": spec.name, "why": str(error)})
+            continue
+        finally:
+            progress.done()
         for each in chosen:
-            made = cases(spec, each, device, dtype, suite.modes, cold=cold)
+            made = cases(spec, each, device, dtype, suite.modes, compiled=suite.compiled, cold=cold)
             for mode in suite.modes:
                 progress.now(f"{spec.name}, {each.name}, {mode}")
                 case = next(made)
@@ -91,7 +97,7 @@ def run_ops(
                 for peer in case.not_raced:
                     not_raced[spec.name, peer["peer"], peer["why"]] = {"op": spec.name, "workload": each.name, **peer}
                 progress.done()
-    return rows, list(not_raced.values())
+    return {"rows": rows, "peers_not_raced": list(not_raced.values()), "refused": refused}
 
 
 def run_steps(

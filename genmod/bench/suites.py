@@ -23,16 +23,18 @@ class Suite:
         modes: which of `MODES` an op is timed in; none for training steps.
         rounds: how many times each contender is timed, at least.
         budget: seconds that one case may take before it makes do with fewer rounds, of which five remain.
+        compiled: the modes in which `torch.compile` takes part; its compiler takes longer than all the rest.
     """
 
     summary: str
     modes: tuple[str, ...]
     rounds: int
     budget: float
+    compiled: tuple[str, ...] = MODES[:2]
 
 
 SUITES = {
-    "quick": Suite("each op's smallest informative workload, forward and forward+backward", MODES[:2], 9, 1.0),
+    "quick": Suite("each op's smallest informative workload, forward and forward+backward", MODES[:2], 9, 1.0, MODES[1:2]),
     "full": Suite("every workload of every op, to the second derivative", MODES, 15, 20.0),
     "models": Suite("training steps of whole models", (), 15, 20.0),
 }

@@ -183,7 +183,9 @@ def test_a_change_is_told_from_noise():
     faster = against.change(times(1.3, 0.02), times(1.0, 0.02))
     assert faster["verdict"] == "faster" and faster["interval"][0] < 1.3 < faster["interval"][1] * 1.05
     assert against.change(times(1.0, 0.02), times(1.2, 0.02))["verdict"] == "slower"
-    assert against.change(times(1.2, 0.9), times(1.0, 0.9))["verdict"] == "noise"
+    # An interval of 95 % is wrong now and then, but not much more often than it says.
+    alarms = [against.change(times(1.0, 0.3), times(1.0, 0.3), draws=200)["verdict"] != "noise" for _ in range(200)]
+    assert 0 < sum(alarms) < 25
     # Told apart, and still not worth a word.
     assert against.change([1.001] * 15, [1.0] * 15)["verdict"] == "noise"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genmod.bench import cases, cli, machine, peers, report, runner, scaling, step, suites
+from genmod.bench import cases, cli, machine, measurements, peers, report, runner, scaling, step, suites
 from genmod.bench.steps import all_steps
 from genmod.specs import specs
 
@@ -124,6 +124,9 @@ def test_scaling_curves(tmp_path):
         (["--workload", "nobody's"], "nothing to measure"),
         (["report", "missing.json", "--out", "page.html"], "cannot read missing.json"),
         (["tables", "--root", "/nowhere"], "source checkout"),
+        (["--scale", "batch", "--csv", "a.csv"], "--csv: only suites"),
+        (["--suite", "models", "--op", "mse"], "--op: the suite models"),
+        (["--rounds", "2"], "--rounds: got 2"),
         (["--against", "no-such-revision", "--op", "mse"], "no revision 'no-such-revision'"),
     ],
 )
@@ -134,10 +137,15 @@ def test_what_the_user_can_put_right_is_said_in_a_line(arguments, message, capsy
 
 
 def test_a_wrong_op_is_not_reported(monkeypatch, capsys):
+    """Not even beside right ones; and the command fails."""
     right = specs()["reparameterize"]
     wrong = dataclasses.replace(right, public=lambda mean, logvar=None, **kw: 1.01 * right.public(mean, logvar, **kw))
     with pytest.raises(runner.RedGate, match="reparameterize"):
         runner.check(wrong, CPU, torch.float32)
+    monkeypatch.setattr(measurements, "specs", lambda: {"reparameterize": wrong})
+    assert bench("--op", "reparameterize", "--device", "cpu") == 1
+    output = capsys.readouterr().out
+    assert "reparameterize is not reported, because it is wrong" in output and "forward" not in output
 
 
 def test_cold_inputs_are_others_each_time(monkeypatch):
