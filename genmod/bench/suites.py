@@ -34,7 +34,9 @@ class Suite:
 
 
 SUITES = {
-    "quick": Suite("each op's smallest informative workload, forward and forward+backward", MODES[:2], 9, 1.0, MODES[1:2]),
+    "quick": Suite(
+        "each op's smallest informative workload, forward and forward+backward", MODES[:2], 9, 1.0, MODES[1:2]
+    ),
     "full": Suite("every workload of every op, to the second derivative", MODES, 15, 20.0),
     "models": Suite("training steps of whole models", (), 15, 20.0),
 }

@@ -190,16 +190,16 @@ def test_a_change_is_told_from_noise():
     assert against.change([1.001] * 15, [1.0] * 15)["verdict"] == "noise"
 
 
-def test_two_processes_take_turns(tmp_path):
-    """Of the same revision, which is in both: the protocol, without a build."""
+def test_a_process_answers_in_turns():
+    """The protocol, with one process for both sides, and without a build."""
     case = {"op": "l1", "workload": "small [64, 10]", "mode": "forward+backward", "device": "cpu", "dtype": "float32"}
-    with against.worker(ROOT) as before, against.worker(ROOT) as now:
-        times = against.race(before, now, case, rounds=9)
+    with against.worker(ROOT) as process:
+        times = against.race(process, process, case, rounds=9)
         assert times is not None and {name: len(t) for name, t in times.items()} == {"before": 9, "now": 9}
         assert all(t > 0 for each in times.values() for t in each)
-        assert against.race(before, now, case | {"op": "of another day"}, rounds=9) is None
+        assert against.race(process, process, case | {"op": "of another day"}, rounds=9) is None
         with pytest.raises(against.CannotCompare, match="ended"):
-            now.ask(prepare=case | {"device": "no such device"})
+            process.ask(prepare=case | {"device": "no such device"})
 
 
 def test_a_worktree_is_another_revision_and_is_removed():
