@@ -21,7 +21,8 @@ _IMPORT = (
 
 
 def import_seconds(runs: int = 10) -> list[float]:
-    """Seconds that `import genmod` takes after `import torch`, each in a process of its own; of several, the first does not count."""
+    """Seconds that `import genmod` takes after `import torch`, each in a process of its own; the first of several does
+    not count."""
     times = []
     for _ in range(runs):
         done = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True)
