@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genmod import measure
 from genmod.bench import cases, cli, machine, measurements, peers, report, runner, scaling, step, suites
 from genmod.bench.steps import all_steps
 from genmod.specs import specs
@@ -96,7 +97,7 @@ def test_results_hold_what_the_tables_need(tmp_path):
     assert {"commit", "torch", "processor", "date"} <= set(result["machine"])
     (row,) = result["rows"]
     assert {"eager", "compile", "genmod"} <= set(row["median_seconds"])
-    assert row["launches"]["genmod"] < row["launches"]["eager"]
+    assert 1 <= row["launches"]["genmod"] < row["launches"]["eager"]
     assert row["copy_bytes_per_second"] > 0 and result["matmul_flops_per_second"] > 0
     found = report.cells(row, result)
     assert {"genmod", "x eager", "x compile", "of copy", "roofline", "launches"} <= set(found)
@@ -216,3 +217,12 @@ def test_steps_that_disagree_are_not_timed():
     step.agree(a, lambda: backward(a, 2.0), b, lambda: backward(b, 2.0))
     with pytest.raises(AssertionError, match="weight: gradients differ"):
         step.agree(a, lambda: backward(a, 2.0), b, lambda: backward(b, 2.1))
+
+
+def test_launches_are_kernels_and_not_views():
+    x = torch.randn(4, 6)
+    assert measure.launches(lambda: x.add(1).mul(2).t().reshape(24), CPU) == 3  # the reshape copies
+    assert measure.launches(lambda: x.view(24)[3:].unsqueeze(0), CPU) == 0
+    spec = specs()["mse"]
+    sample = smallest(spec).make(CPU, torch.float32)
+    assert measure.launches(lambda: spec.public(*sample.args), CPU) == 1
