@@ -60,7 +60,7 @@ def run(
             case = {"op": op, "workload": workload, "mode": mode, "device": str(device), "dtype": dtype}
             times = race(before, now, case, rounds)
             if times is not None:
-                rows.append(case | {"seconds": times} | change(*times.values()))
+                rows.append(case | {"seconds": times} | change(times["before"], times["now"]))
             progress.done()
     return rows
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ class Case:
     mode: str
     dtype: torch.dtype
     calls: dict[str, Callable[[], Any]]
-    within: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = field(default_factory=dict)
+    within: Mapping[str, Callable[[], contextlib.AbstractContextManager[Any]]] = field(default_factory=dict)
     bytes_moved: int = 0
     flops: int = 0
     copied: int = 0

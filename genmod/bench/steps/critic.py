@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -102,7 +101,7 @@ def _compiled(critic: nn.Module, objective: Callable[..., Tensor], *samples: Ten
             return torch.func.functional_call(critic, parameters, (x,))
 
         def square_norms(x: Tensor) -> tuple[Tensor, Tensor]:
-            values, pull_back = torch.func.vjp(call, x)
+            values, pull_back = torch.func.vjp(call, x)[:2]
             (gradient,) = pull_back(torch.ones_like(values))
             return values, gradient.square().sum((1, 2, 3))
 
@@ -203,6 +202,10 @@ def _our_step(penalty: PenaltyName, **options: Any) -> Callable[[nn.Module, Tens
     return lambda critic, real, fake: penalties.critic_step(critic, real, fake, penalty=penalty, gamma=GAMMA, **options)
 
 
+def _tiny(build: Callable[..., nn.Module]) -> Build:
+    return lambda conv, activation: build(conv, activation, size=16, width=8)
+
+
 def _step(name: str, race: _Race, critic: str = "DCGAN-64 critic", batch: int = 32, small: _Race | None = None) -> Step:
     return Step(
         "critic_step",
@@ -215,15 +218,12 @@ def _step(name: str, race: _Race, critic: str = "DCGAN-64 critic", batch: int = 
 _R1_ALONE = _Race(_r1, lambda c, real, fake: penalties.r1(c, real, gamma=GAMMA).backward(), engine="both")
 _STYLEGAN2 = _Race(_r1_step, _our_step("r1", engine="autograd"), stylegan2, engine="layers")
 _R3GAN = _Race(_r3gan_step, _our_step("r1+r2", loss="relativistic"), r3gan, engine="both")
-_TINY = {"size": 16, "width": 8}
 
 STEPS = (
     _step("R1 alone", _R1_ALONE),
     _step("R1", _Race(_r1_step, _our_step("r1"))),
     _step("R1 + R2", _Race(_r1_r2_step, _our_step("r1+r2"))),
     _step("WGAN-GP", _Race(_wgan_gp_step, _our_wgan_gp_step)),
-    _step(
-        "R1", _STYLEGAN2, "StyleGAN2-style critic", 16, replace(_STYLEGAN2, build=partial(stylegan2, **_TINY), size=16)
-    ),
-    _step("relativistic, R1 + R2", _R3GAN, "R3GAN critic", 16, replace(_R3GAN, build=partial(r3gan, **_TINY), size=16)),
+    _step("R1", _STYLEGAN2, "StyleGAN2-style critic", 16, replace(_STYLEGAN2, build=_tiny(stylegan2), size=16)),
+    _step("relativistic, R1 + R2", _R3GAN, "R3GAN critic", 16, replace(_R3GAN, build=_tiny(r3gan), size=16)),
 )
