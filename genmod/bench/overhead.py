@@ -31,14 +31,14 @@ def import_seconds(runs: int = 10) -> list[float]:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes the calls of genmod's dispatcher ops, with their arguments."""
+    """Notes the calls of genmod's dispatcher ops, and of convolutions that ops contain, with their arguments."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "genmod":
+        if func.namespace == "genmod" or "convolution" in func.__name__:
             self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -48,7 +48,7 @@ def small_sample(spec: OpSpec, device: torch.device) -> Sample | None:
     made = [w.make(device, torch.float32) for w in spec.workloads]
     made.sort(key=lambda s: sum(t.numel() for t in s.tensors()))
     others = [s for s in battery.samples(spec, device, torch.float32) if s.tensors() and s.tensors()[0].numel()]
-    return next((s for s in (*made, *others) if _kernels(spec, s)), None)
+    return next((s for s in (*made, *others) if any(f.namespace == "genmod" for f, _, _ in _kernels(spec, s))), None)
 
 
 def _kernels(spec: OpSpec, sample: Sample) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
