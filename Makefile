@@ -3,6 +3,7 @@
 #   make demo    train a small VAE, stock PyTorch against genmod      ARGS="--data FOLDER" is passed on
 #   make test    the whole test suite                                 ARGS="-k gaussian" is passed on
 #   make bench   the benchmarks                                       ARGS is passed on
+#   make tables  the tables of README.md and docs/, from benchmarks/results/
 #   make lint    ruff and mypy
 #   make docs    the documentation, into docs/_build
 #   make clean   remove what was built, and the environment
@@ -28,7 +29,7 @@ REACHABLE := $(PY) -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + 
 
 NATIVE_SOURCES := setup.py pyproject.toml constraints.txt $(shell find build_support csrc -type f -not -name '*.pyc')
 
-.PHONY: help demo test bench lint docs clean
+.PHONY: help demo test bench tables lint docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,7 +42,10 @@ test: $(VENV)/.genmod-test
 	$(PY) -m pytest --numprocesses=auto $(ARGS)
 
 bench: $(VENV)/.genmod-test
-	$(PY) -m benchmarks $(ARGS)
+	$(PY) -m genmod bench $(ARGS)
+
+tables: $(VENV)/.genmod-test
+	$(PY) -m genmod bench tables
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .

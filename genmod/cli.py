@@ -12,6 +12,10 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "doctor": ("genmod.doctor", "print versions, instruction sets, GPUs, and which backends work or why they do not"),
+    "bench": (
+        "genmod.bench.cli",
+        "time ops and training steps against eager PyTorch, torch.compile and other packages",
+    ),
     "demo": ("genmod.recipes.demo", "train a small VAE on real images, once with stock PyTorch and once with genmod"),
     "train": ("genmod.recipes.train", "train an autoencoder, a VAE or a GAN"),
     "pretext": ("genmod.recipes.pretext", "train an encoder on labels made of the images themselves"),

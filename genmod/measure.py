@@ -103,3 +103,52 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+#: Operators that compute nothing: they make room, or look at what is there from another angle.
+_MAKES_ROOM = ("empty", "empty_like", "empty_strided", "resize_", "set_")
+_VIEWS = (
+    *(
+        "alias",
+        "as_strided",
+        "as_strided_",
+        "chunk",
+        "contiguous",
+        "detach",
+        "detach_",
+        "expand",
+        "expand_as",
+        "flatten",
+    ),
+    *("narrow", "permute", "reshape", "select", "slice", "split", "squeeze", "t", "to", "transpose", "unbind"),
+    *("unflatten", "unsqueeze", "view", "view_as", "_unsafe_view"),
+)
+_QUESTIONS = ("is_nonzero", "item", "_local_scalar_dense", "lift_fresh", "resolve_conj", "resolve_neg", "result_type")
+_NO_WORK = frozenset(f"aten::{name}" for name in (*_MAKES_ROOM, *_VIEWS, *_QUESTIONS))
+
+
+def launches(call: Callable[[], Any], device: torch.device) -> int:
+    """How many kernels one call starts: on a GPU those that ran, on a CPU the operators with no other at work inside.
+
+    Operators that only allocate or make views do not count. Code that `torch.compile` made for a CPU is no operator.
+    """
+    call()
+    kinds = torch.profiler.ProfilerActivity
+    activities = [kinds.CPU, *([kinds.CUDA] if device.type == "cuda" else [])]
+    with _silent_stderr(), torch.profiler.profile(activities=activities) as profile:
+        call()
+        synchronize(device)
+    events = profile.events() or []
+    if device.type == "cuda":
+        return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
+    return sum(_works(e) and not any(map(_works, _inside(e))) for e in events)
+
+
+def _works(event: Any) -> bool:
+    return "::" in event.name and event.name not in _NO_WORK and not event.name.startswith("autograd::")
+
+
+def _inside(event: Any) -> Iterator[Any]:
+    for child in event.cpu_children:
+        yield child
+        yield from _inside(child)

@@ -204,12 +204,12 @@ def _bad_dip() -> Iterator[BadCall]:
 # Workloads and what an ideal kernel would do on them.
 
 
-def _total_correlation_workload(batch: int, dims: int) -> Workload:
+def _total_correlation_workload(batch: int, dims: int, **options: str) -> Workload:
     def make(device: torch.device, dtype: torch.dtype) -> Sample:
         z, mean, logvar = (torch.randn(batch, dims, device=device).to(dtype) for _ in range(3))
-        return Sample("drawn", (mean + 0.6 * z, mean, 0.3 * logvar - 1), {"dataset_size": 60_000})
+        return Sample("drawn", (mean + 0.6 * z, mean, 0.3 * logvar - 1), {"dataset_size": 60_000, **options})
 
-    return Workload(f"[{batch}, {dims}]", make)
+    return Workload(", ".join((*options.values(), f"[{batch}, {dims}]")), make)
 
 
 def _mmd_workload(batch: int, dims: int, kernel: str) -> Workload:
@@ -290,7 +290,12 @@ register(
         differentiable=(0, 1, 2),
         samples=_total_correlation_samples,
         bad_calls=_bad_total_correlation,
-        workloads=(_total_correlation_workload(1024, 64), _total_correlation_workload(64, 10)),
+        workloads=(
+            _total_correlation_workload(1024, 64),
+            _total_correlation_workload(256, 32),
+            _total_correlation_workload(256, 32, estimator="mws"),
+            _total_correlation_workload(64, 10),
+        ),
         bytes_moved=_bytes,
         flops=_total_correlation_flops,
         modules=("TotalCorrelation", "BetaTCVAELoss"),

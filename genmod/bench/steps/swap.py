@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import genmod
-from benchmarks import critic_steps, decoder_steps
-from benchmarks.steps import Contenders, Step
 from genmod import penalties
+from genmod.bench.step import Contenders, Step
+from genmod.bench.steps import critic as critic_steps
+from genmod.bench.steps import decoder as decoder_steps
 
 
 def _decoder(device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -30,10 +32,10 @@ def _accelerated(model: nn.Module, *allow: str) -> nn.Module:
     return ours
 
 
-def _decoding(device: torch.device, dtype: torch.dtype) -> Contenders:
+def _decoding(size: int, device: torch.device, dtype: torch.dtype) -> Contenders:
     stock = _decoder(device, dtype).eval()
     ours = _accelerated(stock)
-    z = torch.randn(1, 4, 32, 32, device=device, dtype=dtype)
+    z = torch.randn(1, 4, size, size, device=device, dtype=dtype)
 
     def forward(model: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -47,11 +49,11 @@ def _decoding(device: torch.device, dtype: torch.dtype) -> Contenders:
     return contenders
 
 
-def _training(device: torch.device, dtype: torch.dtype) -> Contenders:
+def _training(size: int, device: torch.device, dtype: torch.dtype) -> Contenders:
     stock = _decoder(device, dtype).train()
     ours = _accelerated(stock)
-    z = torch.randn(1, 4, 32, 32, device=device, dtype=dtype)
-    cotangent = torch.randn(1, 3, 256, 256, device=device, dtype=dtype)
+    z = torch.randn(1, 4, size, size, device=device, dtype=dtype)
+    cotangent = torch.randn(1, 3, 8 * size, 8 * size, device=device, dtype=dtype)
 
     def step(model: nn.Module, call: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -115,8 +117,13 @@ def _gan(batch: int, device: torch.device, dtype: torch.dtype) -> Contenders:
     return contenders
 
 
+def _step(name: str, make: Callable[[int, torch.device, torch.dtype], Contenders], size: int, small: int) -> Step:
+    return Step("accelerate", name, functools.partial(make, size), functools.partial(make, small))
+
+
+_KL = "AutoencoderKL decoder, a quarter of the width, latent [1, 4, 32, 32]"
 STEPS = (
-    Step("accelerate", "AutoencoderKL decoder, a quarter of the width, latent [1, 4, 32, 32], forward", _decoding),
-    Step("accelerate", "AutoencoderKL decoder, the same, forward and backward", _training),
-    Step("accelerate", "DCGAN-64 [32], generator and critic with R1", lambda device, dtype: _gan(32, device, dtype)),
+    _step(f"{_KL}, forward", _decoding, 32, 4),
+    _step(f"{_KL}, forward and backward", _training, 32, 4),
+    _step("DCGAN-64 [32], generator and critic with R1", _gan, 32, 2),
 )

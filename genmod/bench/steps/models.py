@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.steps import Contenders, Step
-from benchmarks.stock import stock
+from genmod.bench.step import Contenders, Step
+from genmod.bench.steps.stock import stock
 from genmod.models import GAN, VAE, Autoencoder, AutoencoderConfig, GANConfig, Model, VAEConfig
 
 BATCH = 64
@@ -88,9 +88,9 @@ def _step(model: Model, images: Tensor, backward: Backward) -> Callable[[], None
     return step
 
 
-def _contenders(make: Callable[[], Model], device: torch.device, dtype: torch.dtype) -> Contenders:
+def _contenders(make: Callable[[], Model], batch: int, device: torch.device, dtype: torch.dtype) -> Contenders:
     model = make().to(device, dtype)
-    images = torch.rand(BATCH, *model.image_shape, device=device, dtype=dtype)
+    images = torch.rand(batch, *model.image_shape, device=device, dtype=dtype)
     plain: Any = stock(model)
     _agree(model, plain, images)
     return {
@@ -103,7 +103,7 @@ def _contenders(make: Callable[[], Model], device: torch.device, dtype: torch.dt
 def _agree(ours: Model, plain: Model, images: Tensor) -> None:
     """No time is reported for a step with other gradients."""
     for phase in dict.fromkeys(ours.phases):
-        draws = {n: t.to(images) for n, t in ours.draw(phase, BATCH, torch.Generator().manual_seed(0)).items()}
+        draws = {n: t.to(images) for n, t in ours.draw(phase, len(images), torch.Generator().manual_seed(0)).items()}
         _genmod(ours, phase, images, draws)
         _stock(plain, phase, images, draws)
         for mine, theirs in zip(ours.phase_parameters(phase), plain.phase_parameters(phase), strict=True):
@@ -114,7 +114,12 @@ def _agree(ours: Model, plain: Model, images: Tensor) -> None:
 
 
 def _named(name: str, make: Callable[[], Model]) -> Step:
-    return Step("model_step", f"{name} [{BATCH}, 3, 32, 32]", lambda device, dtype: _contenders(make, device, dtype))
+    return Step(
+        "model_step",
+        f"{name} [{BATCH}, 3, 32, 32]",
+        lambda device, dtype: _contenders(make, BATCH, device, dtype),
+        lambda device, dtype: _contenders(make, 4, device, dtype),
+    )
 
 
 def _vae(name: str, **options: Any) -> Step:

@@ -1,0 +1,62 @@
+"""Whole training steps: what an op is worth in the model that it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from genmod.bench.cases import Case
+
+#: Contender name -> function without arguments that takes one step.
+Contenders = dict[str, Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step, as contenders that do the same work on the same numbers.
+
+    Attributes:
+        op: what of genmod it shows.
+        name: model, batch and shape.
+        make: `(device, dtype) -> contenders`, among them "eager", "compile" where that can run, and "genmod".
+        small: the same step at a size that a test can afford; `make` itself if there is none.
+    """
+
+    op: str
+    name: str
+    make: Callable[[torch.device, torch.dtype], Contenders]
+    small: Callable[[torch.device, torch.dtype], Contenders] | None = None
+
+
+def cases(step: Step, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """The one case of a step, in the runner's form. Bytes and operations of a whole model are not counted."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    yield Case(step.op, step.name, "step", dtype, step.make(device, dtype))
+
+
+def agree(stock: nn.Module, eager: Callable[[], Any], ours: nn.Module, step: Callable[[], Any]) -> None:
+    """Take one step of each and raise AssertionError unless the parameters' gradients are the same.
+
+    Parameters belong together by name, or, where a module has others, by order. They are compared not element by
+    element: an activation that rounding moves across a kink changes a whole pixel's gradient.
+    """
+    eager()
+    expected = {name: p.grad.clone() if p.grad is not None else None for name, p in stock.named_parameters()}
+    step()
+    largest = max((e.norm().item() for e in expected.values() if e is not None), default=0.0)
+    found = dict(ours.named_parameters())
+    names = found if found.keys() == expected.keys() else expected
+    for (name, p), other in zip(found.items(), names, strict=True):
+        e = expected[other]
+        if e is None or p.grad is None:
+            # No gradient and one of zeros say the same: biases do not enter a penalty alone.
+            assert not any(t is not None and t.any() for t in (e, p.grad)), f"{name}: only one has a gradient"
+            continue
+        error = (p.grad - e).norm().item()
+        bound = 1e-3 * e.norm().item() + 1e-5 * largest
+        assert error <= bound, f"{name}: gradients differ by {error:.3g}, of {e.norm().item():.3g}"
