@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "doctor": ("genmod.doctor", "print versions, instruction sets, GPUs, and which backends work or why they do not"),
+    "compare": ("genmod.recipes.compare", "a model before and after genmod.accelerate: errors, times, memory"),
     "demo": ("genmod.recipes.demo", "train a small VAE on real images, once with stock PyTorch and once with genmod"),
 }
 

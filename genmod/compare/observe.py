@@ -37,7 +37,9 @@ class Inputs:
             return cls(tuple(inputs), {})
         if isinstance(inputs, Tensor):
             return cls((inputs,), {})
-        raise TypeError(f"inputs: got {type(inputs).__name__}, expected a tensor, a sequence of arguments, or a mapping")
+        raise TypeError(
+            f"inputs: got {type(inputs).__name__}, expected a tensor, a sequence of arguments, or a mapping"
+        )
 
     def named(self) -> dict[str, Tensor]:
         """The tensors in it."""

@@ -33,8 +33,8 @@ def compare(
 ) -> Comparison:
     r"""Prove that an accelerated model is the same model, and measure what it gained.
 
-    Three copies of the model get the same inputs, the same noise and the same gradient of the outputs: the original, the
-    accelerated one (`genmod.accelerate`), and the reference, the original in a wider dtype. For every output and
+    Three copies of the model get the same inputs, the same noise and the same gradient of the outputs: the original,
+    the accelerated one (`genmod.accelerate`), and the reference, the original in a wider dtype. For every output and
     gradient the table has the error of the accelerated model, :math:`\max|a - r|` and
     :math:`\lVert a - r\rVert_2 / \lVert r\rVert_2`, beside that of stock torch. Within the bound is what errs at most
     twice as much as stock torch, or no more than rounding leaves in that dtype. Then original, `torch.compile` of the
@@ -44,7 +44,7 @@ def compare(
     Args:
         model_or_factory: the model, in training or evaluation mode as it is to be compared, or a function without
             arguments that makes it. If the model is accelerated already, its original is compared.
-        inputs: a tensor, a sequence of positional arguments, or a mapping of keyword arguments.
+        inputs: a tensor, a sequence of positional arguments, a mapping of keyword arguments, or `Inputs` with both.
         reference: `torch.float64` or `torch.float32`; by default float64, for models in half precision float32.
         backward: compare and time gradients too, of all floating inputs and of the parameters.
         compile: time `torch.compile` of the original too; where it fails, the table says why.
@@ -114,10 +114,11 @@ def _original(model_or_factory: Any, seed: int) -> nn.Module:
         with seeded(seed):
             model = model_or_factory()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model_or_factory: got a function that returns {type(model).__name__}, expected an nn.Module")
+            raise TypeError(f"model_or_factory: it returned a {type(model).__name__}, expected an nn.Module")
     else:
         raise TypeError(
-            f"model_or_factory: got {type(model_or_factory).__name__}, expected an nn.Module or a function that makes one"
+            f"model_or_factory: got {type(model_or_factory).__name__}, expected an nn.Module or a function without "
+            "arguments that makes one"
         )
     restore(model)
     return model
@@ -274,7 +275,7 @@ def _speeds(
 def _compiled(model: nn.Module, inputs: Inputs, backward: bool, seed: int) -> tuple[_Runner | None, str | None]:
     """The compiled original, run once in each mode, or why it does not compile."""
     runner = _Runner(torch.compile(model), inputs.clone(differentiable=backward), list(model.parameters()), seed)
-    # Other models of the same class may have used up what Dynamo recompiles of it; it would fall back to eager silently.
+    # Other models of the same class may have used up Dynamo's recompilations; it would fall back to eager silently.
     limits: Any = contextlib.nullcontext()
     if hasattr(torch._dynamo.config, "recompile_limit"):
         limits = torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True)
