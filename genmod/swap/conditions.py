@@ -55,7 +55,7 @@ def overridden(module: nn.Module, classes: tuple[type, ...]) -> str:
     """Why `module`, an instance of one of `classes`, may compute something else than they do."""
     found = class_of(module)
     if found not in classes:
-        return f"{found.__name__} is a subclass that may compute something else"
+        return f"what the forward of {found.__name__} computes is not known"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
     return ""

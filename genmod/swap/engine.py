@@ -12,11 +12,12 @@ from torch import nn
 from genmod.swap import conditions, gains
 from genmod.swap.classes import class_of, is_swapped, swap, unswap
 from genmod.swap.pattern import ALLOW, ModulePattern, Pattern, RunPattern, imported, name_of
-from genmod.swap.patterns import MODULE_PATTERNS, RUN_PATTERNS
+from genmod.swap.patterns import CHANNELS_LAST, MODULE_PATTERNS, RUN_PATTERNS
 from genmod.swap.report import LeftAlone, Swap, SwapReport
-from genmod.swap.sequential import FusedSequential, Run, Runs, why_not
+from genmod.swap.sequential import FusedSequential, Run, Runs, channels_last_range, why_not
 
 Filter = Callable[[nn.Module, str], bool]
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def accelerate(
@@ -104,6 +105,8 @@ class _Walk:
         self.model, self.filter_fn, self.training, self.allow = model, filter_fn, training, allow
         self.report = SwapReport()
         self.accepted = self.already = False
+        self.critical = 0
+        self.inside: set[int] = set()
         self.before = _before(model)
 
     def run(self) -> SwapReport:
@@ -134,6 +137,8 @@ class _Walk:
 
     def _conclude(self) -> None:
         report = self.report
+        if self.critical and self.training:
+            self._leave("", f"{self.critical} layers", f'needs allow=("exact", "critic"): {ALLOW["critic"]}')
         if report.swaps:
             return
         if self.already:
@@ -161,8 +166,10 @@ class _Walk:
         if not why and gain is not None and gain < gains.WORTH_IT:
             mode = "training" if self.training else "evaluation"
             why = f"stock PyTorch is as fast there in {mode}: {gain:.2f}x measured"
-        if not why and pattern.allow not in self.allow:
-            why = f'needs allow=("exact", "{pattern.allow}"): {ALLOW[pattern.allow]}'
+        half = any(t.dtype in _HALF for m in place.modules for t in m.parameters())
+        for word in (pattern.allow, pattern.allow_half if half else "exact"):
+            if not why and word not in self.allow:
+                why = f'needs allow=("exact", "{word}"): {ALLOW[word]}'
         return why
 
     def _gain(self, pattern: Pattern, place: _Place) -> float | None:
@@ -172,10 +179,10 @@ class _Walk:
                 return gains.predicted(pattern.name, tensor.device.type, tensor.dtype, self.training)
         return gains.predicted(pattern.name, "cpu", torch.get_default_dtype(), self.training)
 
-    def _note_swap(self, pattern: Pattern, place: _Place) -> None:
+    def _note_swap(self, pattern: Pattern, place: _Place, what: str = "") -> None:
         gain = self._gain(pattern, place)
         self.report.swaps.append(
-            Swap(place.path, pattern.name, place.what, pattern.became, pattern.exactness, pattern.bound, gain)
+            Swap(place.path, pattern.name, what or place.what, pattern.became, pattern.exactness, pattern.bound, gain)
         )
 
     # One module.
@@ -188,6 +195,9 @@ class _Walk:
         for pattern in MODULE_PATTERNS:
             if pattern.original not in names or not self._accepts(place):
                 continue
+            if pattern.allow == "critic" and pattern.allow not in self.allow:
+                self.critical += 1  # nearly every model has some: one line for all
+                continue
             if why := self._why_not(pattern, place, self._module_unfit(pattern, module)):
                 self._leave(path, place.what, why)
                 continue
@@ -198,7 +208,7 @@ class _Walk:
     def _module_unfit(self, pattern: ModulePattern, module: nn.Module) -> str:
         found = class_of(module)
         if name_of(found) != pattern.original:
-            return f"{found.__name__} is a subclass that may compute something else"
+            return f"what the forward of {found.__name__} computes is not known"
         if type(module) is not found:
             return "parametrised: its class is not its own"
         return conditions.overridden(module, (found,)) or pattern.why_not(module, self.before.get(id(module), ()))
@@ -212,8 +222,27 @@ class _Walk:
             if pattern is not None:
                 runs.append(Run(start, pattern.name))
             start += 1 if pattern is None else len(pattern.parts)
-        if runs:
-            swap(module, FusedSequential, Runs(tuple(runs)))
+        inside = self._layout(path, module)
+        if runs or inside:
+            swap(module, FusedSequential, Runs(tuple(runs), *inside))
+
+    def _layout(self, path: str, module: nn.Sequential) -> tuple[int, int] | tuple[()]:
+        """The positions that are to run in channels_last."""
+        found = None if id(module) in self.inside else channels_last_range(module)
+        if found is None:
+            return ()
+        named = list(module._modules.items())[found[0] : found[1]]
+        paths = tuple(f"{path}.{name}" if path else name for name, _ in named)
+        place = _Place(f"{paths[0]}-{named[-1][0]}", tuple(m for _, m in named if m is not None), paths)
+        if not self._accepts(place):
+            return ()
+        why = self._why_not(CHANNELS_LAST, place, _forward_of_its_own(module) or conditions.hooked(*place.modules))
+        if why:
+            self._leave(place.path, f"{len(named)} layers", why)
+            return ()
+        self._note_swap(CHANNELS_LAST, place, f"{len(named)} layers")
+        self.inside |= {id(inner) for m in place.modules for inner in m.modules()}
+        return found
 
     def _run_at(self, path: str, module: nn.Sequential, start: int) -> RunPattern | None:
         """The longest pattern that covers the modules from `start` on; if none does, the report says why."""

@@ -37,6 +37,7 @@ class Pattern:
         bound: of the error, in words and numbers.
         modes: in which the fast path runs; in the other one the module takes its stock path.
         allow: the word of :data:`ALLOW` that it needs.
+        allow_half: the same where parameters are in half precision.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Pattern:
     bound: str
     modes: Modes = "training and evaluation"
     allow: str = "exact"
+    allow_half: str = "exact"
 
 
 def _always(*_: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -76,8 +76,8 @@ class SwapReport:
             rows = [(s.path, s.was, s.became, f"{s.exactness}: {s.bound}", _times(s.gain)) for s in self.swaps]
             blocks.append(_table(("module", "was", "became", "exactness", "predicted"), rows))
         if self.left_alone:
-            rows = [(entry.path, entry.what, entry.why) for entry in self.left_alone]
-            blocks.append(_table(("left alone", "what", "why"), rows))
+            why = [(entry.path, entry.what, entry.why) for entry in self.left_alone]
+            blocks.append(_table(("left alone", "what", "why"), why))
         return "\n\n".join(blocks)
 
 
@@ -85,7 +85,7 @@ def _times(gain: float | None) -> str:
     return "not measured" if gain is None else f"{gain:.2f}x"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, tuple("-" * width for width in widths), *rows]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)

@@ -34,8 +34,15 @@ def _beside(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def group_norm(norm: nn.GroupNorm, act: activations.Options, x: Tensor) -> Tensor:
-    """Group norm and activation in one pass, in the dtype that stock PyTorch would give."""
+def group_norm(
+    norm: nn.GroupNorm,
+    act: activations.Options,
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """Group norm and activation in one pass, with a scale and shift per sample between them if there are any; in the
+    dtype that stock PyTorch would give."""
     y = ops.group_norm_act(
         _widened(x),
         norm.num_groups,
@@ -44,6 +51,8 @@ def group_norm(norm: nn.GroupNorm, act: activations.Options, x: Tensor) -> Tenso
         norm.eps,
         activation=act.activation,
         negative_slope=act.negative_slope,
+        scale=scale,
+        shift=shift,
     )
     assert isinstance(y, Tensor), "a pair comes with a residual only"
     return y
