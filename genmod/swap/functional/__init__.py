@@ -6,6 +6,8 @@ only for code whose one path is known (`purity`), and each call asks first wheth
 Else the module's own forward runs.
 """
 
-from genmod.swap.functional.forward import FusedForward, candidate, plan_for
+from genmod.swap.functional.forward import candidate, plan_for, swap_forward
+from genmod.swap.functional.purity import Impure
+from genmod.swap.functional.sites import Site
 
-__all__ = ["FusedForward", "candidate", "plan_for"]
+__all__ = ["Impure", "Site", "candidate", "plan_for", "swap_forward"]

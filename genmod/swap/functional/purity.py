@@ -26,6 +26,9 @@ from torch.overrides import get_overridable_functions
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
 
+#: The file name of the code that calls the forward.
+START = "<genmod trace>"
+
 _FORBIDDEN = {
     ast.With: "a with block",
     ast.Try: "a try block",
@@ -53,7 +56,7 @@ class Impure(Exception):
 
 
 class Watch:
-    """A context that collects the Python code that runs in it outside of torch, and the globals that it saw."""
+    """A context that collects the code that the forward consists of, and the globals that it saw."""
 
     def __init__(self) -> None:
         self.ran: dict[types.CodeType, dict[str, Any]] = {}
@@ -73,7 +76,13 @@ class Watch:
         code = frame.f_code
         if code.co_name in ("decorate_context", "decorate_autocast"):  # no_grad and autocast above a function
             self.decorated = True
-        if not code.co_filename.startswith((_TORCH, _OWN, "<frozen", "<genmod")):
+        if code.co_filename.startswith((_TORCH, _OWN)) or code.co_filename == START:
+            return
+        caller = frame.f_back
+        while caller is not None and caller.f_code.co_filename.startswith(_OWN):  # a property, by way of the shadow
+            caller = caller.f_back
+        # What torch calls for itself is its own affair.
+        if caller is not None and (caller.f_code in self.ran or caller.f_code.co_filename == START):
             self.ran.setdefault(code, frame.f_globals)
 
 
@@ -143,7 +152,9 @@ def _recorded(value: Any) -> bool:
 
 @functools.cache
 def _overridable() -> frozenset[Any]:
-    return frozenset(f for functions in get_overridable_functions().values() for f in functions)
+    # Those that draw like a tensor are missing in torch's own list.
+    drawn = (torch.rand_like, torch.randn_like, torch.randint_like)
+    return frozenset(f for functions in get_overridable_functions().values() for f in functions) | set(drawn)
 
 
 def _check_attribute(node: ast.Attribute, seen: dict[str, Any], where: str) -> None:

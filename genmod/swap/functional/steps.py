@@ -9,6 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+
+def _upsample(
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> nn.Module:
+    if antialias:
+        raise TypeError("nn.Upsample has no antialias")
+    return nn.Upsample(size, scale_factor, mode, align_corners, recompute_scale_factor)
+
+
 #: The activations, by function and by method; in place or not is the same where nobody else sees the input.
 _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.silu: lambda inplace=False: nn.SiLU(),
@@ -23,7 +37,7 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     torch.relu_: nn.ReLU,
     torch.tanh: nn.Tanh,
     torch.sigmoid: nn.Sigmoid,
-    F.interpolate: lambda size=None, scale_factor=None, mode="nearest": nn.Upsample(size, scale_factor, mode),
+    F.interpolate: _upsample,
 }
 _METHODS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
@@ -39,15 +53,18 @@ NAMES = {"silu", "relu", "leaky_relu", "gelu", "group_norm", "interpolate", "exp
 
 def step(node: fx.Node, root: nn.Module) -> nn.Module | None:
     """The module that computes what the node does with its one input, or None."""
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return None
-    if node.op == "call_module":
-        return root.get_submodule(str(node.target)) if len(node.args) == 1 and not node.kwargs else None
+    if node.op != "call_module":
+        return function_step(node)
+    return root.get_submodule(str(node.target)) if len(node.args) == 1 and not node.kwargs else None
+
+
+def function_step(node: fx.Node) -> nn.Module | None:
+    """The same of a function or method."""
     table: dict[Any, Callable[..., nn.Module]] = _FUNCTIONS if node.op == "call_function" else _METHODS
     if node.op not in ("call_function", "call_method") or node.target not in table:
         return None
-    if len(node.all_input_nodes) != 1:
-        return None  # an option is computed
+    if list(node.all_input_nodes) != [node.args[0]] if node.args else True:
+        return None  # no input, or an option that is computed
     try:
         return table[node.target](*node.args[1:], **node.kwargs)
     except TypeError:  # an option that the module does not have

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import inplace_methods
 
 from genmod.swap.classes import class_of
-from genmod.swap.functional.purity import Impure, Watch, check
+from genmod.swap.functional.purity import START, Impure, Watch, check
 
 #: What `nn.Module` keeps for itself; what a forward does with it goes through torch's own code.
 _INTERNAL = set(vars(nn.Module())) - {"training"}
@@ -48,22 +48,20 @@ def trace(module: nn.Module, tensors: tuple[str, ...], training: bool) -> Trace:
         Impure: the forward cannot be followed, or does what a graph does not hold.
     """
     reads: dict[tuple[str, str], Any] = {}
-    shadow = _shadow(module, reads, "", {}, training)
-    type.__setattr__(type(shadow), "forward", _called_with(class_of(module).forward, tensors))
-    before = {name: dict(vars(m)) for name, m in shadow.named_modules()}
-    tracer = _Tracer()
-    reads.clear()
     try:
+        shadow = _shadow(module, reads, "", {}, training)
+        type.__setattr__(type(shadow), "forward", _called_with(class_of(module).forward, tensors))
+        before = _attributes(shadow)
+        reads.clear()
         with Watch() as watch:
-            graph = tracer.trace(shadow)
+            graph = _Tracer().trace(shadow)
     except Exception as error:  # fx and the forward raise whatever they raise at a stand-in
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Impure(f"torch.fx does not follow its forward: {first}") from error
     check(watch)
     noted = dict(reads)
-    for name, m in shadow.named_modules():
-        if any(before[name].get(key, m) is not value for key, value in vars(m).items()):
-            raise Impure("its forward changes attributes of the module")
+    if _attributes(shadow) != before:
+        raise Impure("its forward changes attributes of the module")
     for node in graph.nodes:
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
             raise Impure("its forward makes a constant tensor")
@@ -108,11 +106,18 @@ def _noting(cls: type, reads: dict[tuple[str, str], Any], path: str) -> type:
     return made
 
 
+def _attributes(shadow: nn.Module) -> dict[tuple[str, str], Any]:
+    """What every module holds, by identity; of its dictionaries, of parameters and the like, what they hold."""
+    found: dict[tuple[str, str], Any] = {}
+    for path, module in shadow.named_modules():
+        for key, value in vars(module).items():
+            found[path, key] = [(k, id(v)) for k, v in value.items()] if isinstance(value, dict) else id(value)
+    return found
+
+
 def _is_state(value: Any) -> bool:
     """Whether the value is what a path may hang on; tensors, modules and methods are looked up again at each call."""
-    if isinstance(value, (Tensor, nn.Module, fx.Proxy, types.MethodType, types.BuiltinMethodType)):
-        return False
-    return True
+    return not isinstance(value, (Tensor, nn.Module, fx.Proxy, types.MethodType, types.BuiltinMethodType))
 
 
 def _kept(key: tuple[str, str], value: Any) -> Any:
@@ -149,7 +154,7 @@ def _called_with(forward: Callable[..., Any], tensors: tuple[str, ...]) -> Calla
     listed = ", ".join(tensors)
     passed = ", ".join(f"{name}={name}" for name in tensors)
     scope: dict[str, Any] = {"_forward": forward}
-    exec(compile(f"def forward(self, {listed}):\n    return _forward(self, {passed})\n", "<genmod trace>", "exec"), scope)
+    exec(compile(f"def forward(self, {listed}):\n    return _forward(self, {passed})\n", START, "exec"), scope)
     return scope["forward"]
 
 
