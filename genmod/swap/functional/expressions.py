@@ -247,7 +247,7 @@ def _find_division(last: fx.Node) -> Found | None:
     pair = _operands(last, operator.truediv, 2)
     if not pair or not isinstance(pair[0], fx.Node) or not isinstance(pair[1], (int, float)) or pair[1] != 1:
         return None
-    # What comes out is no copy any more: only where nobody else has what goes in, or nobody can write to what comes out.
+    # What comes out is no copy any more: only where nobody else has what goes in, or nobody can write to it.
     fresh = _target(pair[0]) in _ARITHMETIC and len(pair[0].users) == 1
     read = all(_target(user) in _ARITHMETIC for user in last.users)
     return Found((last,), (pair[0],)) if fresh or read else None
