@@ -124,8 +124,7 @@ def plan_for(module: nn.Module, accepts: Callable[[Site], bool]) -> Plan | None:
                 continue
             found = [site for site in sites(traced.graph, module) if accepts(site) and not site.why_not]
             keys |= {site.key for site in found}
-            for site in found:
-                put(site)
+            put(found)
             variants.append(traced)
             if not any(name == "training" for _, name in traced.reads):
                 break  # the same in both modes

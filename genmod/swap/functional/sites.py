@@ -72,14 +72,17 @@ def sites(graph: fx.Graph, root: nn.Module) -> Iterator[Site]:
             break
 
 
-def put(site: Site) -> None:
-    """Replace the nodes by the call."""
-    last, graph = site.nodes[-1], site.nodes[-1].graph
-    with graph.inserting_before(last):
-        inputs = tuple(graph.get_attr(i.path) if isinstance(i, Path) else i for i in site.inputs)
-        last.replace_all_uses_with(graph.call_function(site.call, inputs))
-    for node in reversed(site.nodes):
-        graph.erase_node(node)
+def put(found: list[Site]) -> None:
+    """Replace the nodes of all sites by their calls."""
+    made: dict[Any, fx.Node] = {}  # one site may take what another makes
+    for site in found:
+        last, graph = site.nodes[-1], site.nodes[-1].graph
+        with graph.inserting_before(last):
+            inputs = tuple(graph.get_attr(i.path) if isinstance(i, Path) else made.get(i, i) for i in site.inputs)
+            made[last] = graph.call_function(site.call, inputs)
+        last.replace_all_uses_with(made[last])
+        for node in reversed(site.nodes):
+            graph.erase_node(node)
 
 
 # Runs: modules, or functions that stand for modules, each of which takes what the one before it makes.
