@@ -58,7 +58,7 @@ class SameNoise(TorchDispatchMode):
             raise ValueError(f"model: it samples with {name}, whose noise cannot be given; compare the part before it")
         if given["noise"] is None:
             like = layout.split(given["mean"], given["logvar"])[0]
-            given["noise"] = _normal(int(given["seed"]), like.shape).to(like)
+            given |= {"noise": _normal(int(given["seed"]), like.shape).to(like), "seed": None}
         return given
 
 
