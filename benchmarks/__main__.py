@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cases, critic_steps, decoder_steps, machine, report, runner
+from benchmarks import cases, critic_steps, decoder_steps, machine, report, runner, swap_steps
 from genmod.specs import specs
 
-STEPS = (*critic_steps.STEPS, *decoder_steps.STEPS)
+STEPS = (*critic_steps.STEPS, *decoder_steps.STEPS, *swap_steps.STEPS)
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 

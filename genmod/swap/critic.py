@@ -27,7 +27,7 @@ class LeakyReLU(Swapped):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.LeakyReLU`."""
-        if self._genmod_swap is None or not input.dim():
+        if self._genmod_swap is None or not input.dim() or not input.is_floating_point():
             return super().forward(input)
         return critic_leaky_relu(input, self.negative_slope)
 
@@ -37,6 +37,6 @@ class ReLU(Swapped):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.ReLU`."""
-        if self._genmod_swap is None or not input.dim():
+        if self._genmod_swap is None or not input.dim() or not input.is_floating_point():
             return super().forward(input)
         return critic_leaky_relu(input, 0.0)

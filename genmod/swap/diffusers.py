@@ -11,8 +11,8 @@ from genmod import layout
 from genmod.nn.attention import attention
 from genmod.nn.residual import values_to_result
 from genmod.swap import activations
-from genmod.swap.classes import Swapped, class_of
-from genmod.swap.conditions import hooked
+from genmod.swap.classes import Swapped
+from genmod.swap.conditions import hooked, overridden
 from genmod.swap.patterns import diffusers as patterns
 from genmod.swap.patterns.norm_act import group_norm, why_stock
 from genmod.swap.patterns.upsample_conv import upsample_conv
@@ -30,7 +30,7 @@ def _norm_act(norm: Any, act: Any, x: Tensor) -> Tensor:
 
 def _add(fresh: Tensor, other: Tensor, layer: nn.Module) -> Tensor:
     """The sum, without gradients in place of what `layer` has just made."""
-    exclusive = class_of(layer) is nn.Conv2d and not hooked(layer) and fresh.dtype == other.dtype
+    exclusive = not overridden(layer, (nn.Conv2d,)) and not hooked(layer) and fresh.dtype == other.dtype
     if fresh.requires_grad or other.requires_grad or not exclusive or torch._C._are_functorch_transforms_active():
         return fresh + other
     return fresh.add_(other)

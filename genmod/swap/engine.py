@@ -12,9 +12,9 @@ from torch import nn
 from genmod.swap import conditions, functional, gains
 from genmod.swap.classes import class_of, is_swapped, swap, unswap
 from genmod.swap.pattern import ALLOW, ModulePattern, Pattern, RunPattern, imported, name_of
-from genmod.swap.patterns import CHANNELS_LAST, MODULE_PATTERNS, RUN_PATTERNS
+from genmod.swap.patterns import MODULE_PATTERNS, RUN_PATTERNS
 from genmod.swap.report import LeftAlone, Swap, SwapReport
-from genmod.swap.sequential import FusedSequential, Run, Runs, channels_last_range, why_not
+from genmod.swap.sequential import FusedSequential, Run, Runs, why_not
 
 Filter = Callable[[nn.Module, str], bool]
 _HALF = (torch.bfloat16, torch.float16)
@@ -40,7 +40,7 @@ def accelerate(
             in an `nn.Sequential`; swapped is where it is true. All by default.
         training: whether to choose by the gains of training (forward and backward) or of evaluation; by default
             `model.training`. What was swapped works in both modes.
-        allow: words of :data:`genmod.swap.ALLOW`; "exact" is always included, "folded", "noise" and "critic" are more.
+        allow: words of :data:`genmod.swap.ALLOW`; "exact" is always included, "folded" and "critic" are more.
 
     Returns:
         What was swapped, how exact it is and what it was measured to gain; and what was left alone and why.
@@ -106,7 +106,6 @@ class _Walk:
         self.report = SwapReport()
         self.accepted = self.already = False
         self.critical = 0
-        self.inside: set[int] = set()
         self.before = _before(model)
 
     def run(self) -> SwapReport:
@@ -181,10 +180,10 @@ class _Walk:
                 return gains.predicted(pattern.name, tensor.device.type, tensor.dtype, self.training)
         return gains.predicted(pattern.name, "cpu", torch.get_default_dtype(), self.training)
 
-    def _note_swap(self, pattern: Pattern, place: _Place, what: str = "") -> None:
+    def _note_swap(self, pattern: Pattern, place: _Place) -> None:
         gain = self._gain(pattern, place)
         self.report.swaps.append(
-            Swap(place.path, pattern.name, what or place.what, pattern.became, pattern.exactness, pattern.bound, gain)
+            Swap(place.path, pattern.name, place.what, pattern.became, pattern.exactness, pattern.bound, gain)
         )
 
     # One module.
@@ -252,27 +251,8 @@ class _Walk:
             if pattern is not None:
                 runs.append(Run(start, pattern.name))
             start += 1 if pattern is None else len(pattern.parts)
-        inside = self._layout(path, module)
-        if runs or inside:
-            swap(module, FusedSequential, Runs(tuple(runs), *inside))
-
-    def _layout(self, path: str, module: nn.Sequential) -> tuple[int, int] | tuple[()]:
-        """The positions that are to run in channels_last."""
-        found = None if id(module) in self.inside else channels_last_range(module)
-        if found is None:
-            return ()
-        named = list(module._modules.items())[found[0] : found[1]]
-        paths = tuple(f"{path}.{name}" if path else name for name, _ in named)
-        place = _Place(f"{paths[0]}-{named[-1][0]}", tuple(m for _, m in named if m is not None), paths)
-        if not self._accepts(place):
-            return ()
-        why = self._why_not(CHANNELS_LAST, place, _forward_of_its_own(module) or conditions.hooked(*place.modules))
-        if why:
-            self._leave(place.path, f"{len(named)} layers", why)
-            return ()
-        self._note_swap(CHANNELS_LAST, place, f"{len(named)} layers")
-        self.inside |= {id(inner) for m in place.modules for inner in m.modules()}
-        return found
+        if runs:
+            swap(module, FusedSequential, Runs(tuple(runs)))
 
     def _run_at(self, path: str, module: nn.Sequential, start: int) -> RunPattern | None:
         """The longest pattern that covers the modules from `start` on; if none does, the report says why."""

@@ -14,14 +14,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 Parts = tuple[nn.Module, ...]
-Exactness = Literal["bit-equal", "reassociated", "same distribution"]
+Exactness = Literal["bit-equal", "reassociated"]
 Modes = Literal["training and evaluation", "evaluation", "training"]
 
 #: Words for `accelerate(allow=...)`, and what each unlocks.
 ALLOW = {
     "exact": "the same function: bit-equal, or sums in another order, within the bound that the report states",
     "folded": "weights multiplied ahead of time in half precision, which rounds their product once more",
-    "noise": "noise from genmod's generator: the same distribution from other numbers than torch's",
     "critic": "layers that are equal, and pay only under gradient penalties",
 }
 

@@ -16,7 +16,7 @@ class Swap:
         path: of the module in the model; of a run in an `nn.Sequential`, its first and last position.
         pattern: name of the entry in the table of patterns.
         was, became: in words.
-        exactness: "bit-equal", "reassociated" or "same distribution".
+        exactness: "bit-equal" or "reassociated".
         bound: of the error.
         gain: how many times as fast, as measured for that device, dtype and mode; None where nobody measured it.
     """

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import genmod
+
 from .common import check, close
 
 diffusers = pytest.importorskip("diffusers")
@@ -86,7 +87,7 @@ def test_posterior_has_the_interface_and_the_noise():
         close(getattr(mine, name), getattr(theirs, name), what=name)
     samples = [p.sample(torch.Generator().manual_seed(5)) for p in (mine, theirs)]
     close(*samples)
-    close(mine.kl(theirs), theirs.kl(theirs) * 0, what="to itself")
+    assert mine.kl(theirs).abs().max() < 1e-4, "to itself"
     close(mine.nll(samples[1]), theirs.nll(samples[1]))
     close(mine.mode(), theirs.mode())
 
@@ -114,7 +115,7 @@ def test_autoencoder_tiny():
     model = diffusers.AutoencoderTiny(**few, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
     x = torch.rand(2, 3, 32, 32)
     report = check(model, lambda m: m(x).sample)
-    assert {"upsample_conv", "bias_act", "channels_last"} <= {swap.pattern for swap in report}
+    assert {"upsample_conv", "bias_act"} <= {swap.pattern for swap in report}
 
 
 @pytest.mark.parametrize("norm_type", ["group", "spatial"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -36,8 +38,10 @@ def _conv_norm(parts: Parts, x: Tensor) -> Tensor:
     conv, norm = parts[0], parts[1]
     assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(norm, nn.BatchNorm2d)
     act, weight = act_of(parts), conv.weight
-    # Folding walks over the weight, where it saves a walk over the result.
-    worth = x.shape[0] * x.shape[2] * x.shape[3] * weight.shape[1] >= weight[0].numel()
+    # Folding walks over the weight some times, and saves a walk over the result.
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    result = conv.out_channels * (pixels // math.prod(conv.stride) if isinstance(conv, nn.Conv2d) else pixels)
+    worth = result >= 4 * weight.numel()
     if folds(norm, x, *conv.parameters(), *norm.parameters()) and worth:
         folded, bias = fold(conv, norm)
         if isinstance(conv, nn.ConvTranspose2d):
