@@ -37,7 +37,9 @@ class SameNoise(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        arguments = func._schema.arguments
+        given = {a.name: a.default_value for a in arguments if a.has_default_value()}
+        given |= dict(zip((a.name for a in arguments), args, strict=False)) | (kwargs or {})
         name = func._schema.name
         if name.startswith("genmod::") and given.get("seed") is not None:
             return func(**self._with_noise(name, given))

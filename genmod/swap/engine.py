@@ -180,10 +180,10 @@ class _Walk:
                 return gains.predicted(pattern.name, tensor.device.type, tensor.dtype, self.training)
         return gains.predicted(pattern.name, "cpu", torch.get_default_dtype(), self.training)
 
-    def _note_swap(self, pattern: Pattern, place: _Place) -> None:
+    def _note_swap(self, pattern: Pattern, place: _Place, what: str = "") -> None:
         gain = self._gain(pattern, place)
         self.report.swaps.append(
-            Swap(place.path, pattern.name, place.what, pattern.became, pattern.exactness, pattern.bound, gain)
+            Swap(place.path, pattern.name, what or place.what, pattern.became, pattern.exactness, pattern.bound, gain)
         )
 
     # One module.

@@ -185,6 +185,12 @@ def test_other_draws_are_refused():
         genmod.compare(Multinomial(3, 3), torch.randn(2, 3), budget=0)
 
 
+def test_attention_without_dropout_draws_nothing():
+    attention = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    comparison = genmod.compare(attention, torch.randn(2, 5, 8), budget=0)
+    assert comparison.equal and not comparison.random
+
+
 def test_noise_is_drawn_again_in_checkpoints():
     class Checkpointed(Sampler):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
