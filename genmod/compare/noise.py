@@ -43,8 +43,10 @@ class SameNoise(TorchDispatchMode):
         name = func._schema.name
         if name.startswith("genmod::") and given.get("seed") is not None:
             return func(**self._with_noise(name, given))
-        if torch.Tag.nondeterministic_seeded not in func.tags or not _is_random(given):
+        if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
+        if not _is_random(given):
+            return _quietly(func, args, kwargs or {})
         if name not in _DRAWS:
             raise ValueError(
                 f"model: it draws with {name}, whose numbers cannot be given to the reference in another dtype; switch "
@@ -65,8 +67,9 @@ class SameNoise(TorchDispatchMode):
 
 
 def _is_random(given: dict[str, Any]) -> bool:
-    """Whether the call draws: attention takes a dropout that is mostly zero."""
-    return given.get("dropout_p") != 0 and not (given.get("dropout") == 0 and "num_layers" in given)
+    """Whether the call draws: a dropout of zero, in attention and recurrent layers too, does not."""
+    probability = given.get("dropout_p", given.get("dropout", given.get("p")))
+    return not (isinstance(probability, (int, float)) and probability in (0, 1))
 
 
 def _quietly(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
