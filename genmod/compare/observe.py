@@ -81,12 +81,16 @@ def observe(model: nn.Module, inputs: Inputs, *, dtype: torch.dtype, backward: b
     """
     given = inputs.clone(dtype, differentiable=backward)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with seeded(seed), SameNoise() as noise, contextlib.nullcontext() if backward else torch.no_grad():
-        outputs = named_tensors(model(*given.args, **given.kwargs), "")
+    noise = SameNoise()
+    with seeded(seed), contextlib.nullcontext() if backward else torch.no_grad():
+        with noise:
+            outputs = named_tensors(model(*given.args, **given.kwargs), "")
         if not outputs:
             raise ValueError("model: got no tensor in its output, so there is nothing to compare")
         if backward:
-            run_backward(list(outputs.values()), seed)
+            tensors, gradients = cotangents(list(outputs.values()), seed)
+            with noise:  # checkpointed layers draw again
+                torch.autograd.backward(tensors, gradients)
     named = given.named()
     return Observation(
         {name: t.detach() for name, t in outputs.items()},
@@ -95,12 +99,6 @@ def observe(model: nn.Module, inputs: Inputs, *, dtype: torch.dtype, backward: b
         {n: b.detach().clone() for n, b in model.named_buffers() if n not in before or not torch.equal(b, before[n])},
         noise.draws,
     )
-
-
-def run_backward(outputs: list[Tensor], seed: int) -> None:
-    """Backward from all outputs that have a gradient function, with the same gradients whatever the dtype."""
-    tensors, gradients = cotangents(outputs, seed)
-    torch.autograd.backward(tensors, gradients)
 
 
 def cotangents(outputs: list[Tensor], seed: int) -> tuple[list[Tensor], list[Tensor]]:

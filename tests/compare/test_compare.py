@@ -31,7 +31,7 @@ X = torch.linspace(-2, 2, 2 * 8 * 6 * 6).reshape(2, 8, 6, 6)
 
 def test_the_same_model(tmp_path: Path):
     comparison = genmod.compare(decoder, X, compile=False, budget=0.5)
-    assert comparison.equal and not comparison.outside
+    assert comparison.equal and not comparison.outside and not comparison.random
     kinds = [d.kind for d in comparison.differences]
     assert kinds.count("output") == kinds.count("input gradient") == 1 and kinds.count("parameter gradient") == 6
     assert [d.name for d in comparison.differences if d.kind == "buffer"] == [
