@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copyreg
 import functools
 import warnings
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,11 +25,15 @@ class Swapped:
     _genmod_mixin: type
     _genmod_original: type[nn.Module]
 
+    if TYPE_CHECKING:  # what the class behind a mixin has
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any: ...
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """By mixin and original class, which can be imported; the class made of both cannot."""
-        reduced = super().__reduce_ex__(protocol)
+        reduced: Any = super().__reduce_ex__(protocol)
         made, args, *rest = reduced
-        if made is copyreg.__newobj__ and args[0] is type(self):  # type: ignore[attr-defined]
+        if made.__name__ == "__newobj__" and args[0] is type(self):  # the usual way of copyreg
             return _new, (self._genmod_mixin, self._genmod_original, *args[1:]), *rest
         return reduced
 
@@ -41,9 +44,6 @@ class Swapped:
         self._genmod_said = self._genmod_said | {why}
         name = self._genmod_original.__name__
         warnings.warn(f"genmod: an accelerated {name} takes its stock path: {why} (said once)", UserWarning, 3)
-
-
-Mixin = TypeVar("Mixin", bound=Swapped)
 
 
 @functools.cache
@@ -60,7 +60,8 @@ def swapped_class(mixin: type[Swapped], original: type[nn.Module]) -> type[nn.Mo
         "_genmod_mixin": mixin,
         "_genmod_original": original,
     }
-    return type(original.__name__, (mixin, original), attributes)
+    made: Any = type(original.__name__, (mixin, original), attributes)
+    return made
 
 
 def _new(mixin: type[Swapped], original: type[nn.Module], *args: Any) -> nn.Module:
@@ -85,8 +86,9 @@ def unswap(module: nn.Module) -> None:
         return
     for name in ("_genmod_swap", "_genmod_said"):
         module.__dict__.pop(name, None)
-    if type(module).__dict__.get("_genmod_mixin") is not None:
-        module.__class__ = module._genmod_original
+    original: Any = type(module).__dict__.get("_genmod_original")
+    if original is not None:
+        module.__class__ = original
 
 
 def class_of(module: nn.Module) -> type:

@@ -286,7 +286,7 @@ def _before(model: nn.Module) -> dict[int, list[nn.Module | None]]:
     found: dict[int, list[nn.Module | None]] = {}
     for parent in model.modules():
         plain = isinstance(parent, nn.Sequential) and not _forward_of_its_own(parent)
-        previous = None
+        previous: nn.Module | None = None
         for child in parent._modules.values():
             if child is not None:
                 found.setdefault(id(child), []).append(previous if plain else None)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-Parts = tuple[nn.Module, ...]
+#: Modules of the classes that a pattern asks for.
+Parts = tuple[Any, ...]
 Exactness = Literal["bit-equal", "reassociated"]
 Modes = Literal["training and evaluation", "evaluation", "training"]
 

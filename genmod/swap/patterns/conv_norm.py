@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genmod.nn.blocks import of_single_pixels
-from genmod.nn.norm_act import batch_norm_act
 from genmod.swap import activations
 from genmod.swap.pattern import Parts, RunPattern
 from genmod.swap.patterns.convolutions import act_of, activate, fold, folds
-from genmod.swap.patterns.norm_act import why_not_batch_norm, why_stock, why_stock_batch_norm
+from genmod.swap.patterns.norm_act import batch_norm, why_not_batch_norm, why_stock, why_stock_batch_norm
 
 _BOUND = "error at most 1e-5 of the largest value in float32"
 _HALF_BOUND = "in half precision at most 2e-2 of it"
@@ -45,9 +45,9 @@ def _conv_norm(parts: Parts, x: Tensor) -> Tensor:
     if folds(norm, x, *conv.parameters(), *norm.parameters()) and worth:
         folded, bias = fold(conv, norm)
         if isinstance(conv, nn.ConvTranspose2d):
-            y = nn.functional.conv_transpose2d(
-                x, folded, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation
-            )
+            padding: Any = conv.padding
+            geometry = (conv.stride, padding, conv.output_padding, conv.groups, conv.dilation)
+            y = nn.functional.conv_transpose2d(x, folded, bias, *geometry)
         else:
             y = conv._conv_forward(x, folded, bias)
         return y if act.activation == "identity" else activate(y, act)
@@ -56,9 +56,7 @@ def _conv_norm(parts: Parts, x: Tensor) -> Tensor:
     if why_stock_batch_norm(norm, y):
         y = norm(y)
         return y if len(parts) == 2 else parts[2](y)
-    y = batch_norm_act(norm, y, *act)
-    assert isinstance(y, Tensor), "a pair comes with a residual only"
-    return y
+    return batch_norm(norm, act, y)
 
 
 def _why_not(parts: Parts) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from genmod.swap import activations
 from genmod.swap.pattern import Parts
 from genmod.swap.patterns.norm_act import BATCH_NORMS
 
-_IN_PLACE = {
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
     "silu": torch.ops.aten.silu_,
     "gelu": torch.ops.aten.gelu_,
