@@ -71,8 +71,9 @@ def _images(figure: Any, stock: Tensor, fast: Tensor) -> None:
     gap = (stock - fast).abs().amax(0)
     shown = [((image - low) / span).clamp(0, 1).permute(1, 2, 0) for image in (stock, fast)]
     titles = "stock", "genmod", f"|difference|, at most {float(gap.max()):.1e}"
-    for axes, title, image in zip(figure.subplots(1, 3), titles, [*shown, gap], strict=True):
-        grey = image.dim() == 2 or image.shape[-1] == 1
+    images = [image.numpy() for image in (*shown, gap)]
+    for axes, title, image in zip(figure.subplots(1, 3), titles, images, strict=True):
+        grey = image.ndim == 2 or image.shape[-1] == 1
         axes.imshow(image.squeeze(-1) if grey else image, cmap="gray" if grey else None, interpolation="none")
         axes.set_title(title, fontsize=10, color=_INK)
         axes.set_axis_off()

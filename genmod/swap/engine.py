@@ -229,7 +229,8 @@ class _Walk:
         try:
             plan = functional.plan_for(module, accepts)
         except functional.Impure as error:
-            self._leave(path, class_of(module).__name__, str(error))
+            if not any(entry.path == (path or "(model)") for entry in self.report.left_alone):  # one reason is enough
+                self._leave(path, class_of(module).__name__, str(error))
             return
         if plan is not None:
             functional.swap_forward(module, plan)
