@@ -74,6 +74,8 @@ def _images(figure: Any, stock: Tensor, fast: Tensor) -> None:
     images = [image.numpy() for image in (*shown, gap)]
     for axes, title, image in zip(figure.subplots(1, 3), titles, images, strict=True):
         grey = image.ndim == 2 or image.shape[-1] == 1
-        axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray" if grey else None, interpolation="none")
+        axes.imshow(
+            image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray" if grey else None, interpolation="none"
+        )
         axes.set_title(title, fontsize=10, color=_INK)
         axes.set_axis_off()
