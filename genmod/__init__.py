@@ -7,8 +7,9 @@ why.
 
 from genmod import nn, ops
 from genmod.backends import backend
+from genmod.compare import compare
 from genmod.explain import explain
 from genmod.swap import SwapReport, accelerate, restore
 
 __version__ = "0.1.0"
-__all__ = ["SwapReport", "__version__", "accelerate", "backend", "explain", "nn", "ops", "restore"]
+__all__ = ["SwapReport", "__version__", "accelerate", "backend", "compare", "explain", "nn", "ops", "restore"]

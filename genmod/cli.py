@@ -16,6 +16,7 @@ COMMANDS = {
         "genmod.bench.cli",
         "time ops and training steps against eager PyTorch, torch.compile and other packages",
     ),
+    "compare": ("genmod.recipes.compare", "a model before and after genmod.accelerate: errors, times, memory"),
     "demo": ("genmod.recipes.demo", "train a small VAE on real images, once with stock PyTorch and once with genmod"),
     "train": ("genmod.recipes.train", "train an autoencoder, a VAE or a GAN"),
     "pretext": ("genmod.recipes.pretext", "train an encoder on labels made of the images themselves"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from genmod.swap import conditions, gains
+from genmod.swap import conditions, functional, gains
 from genmod.swap.classes import class_of, is_swapped, swap, unswap
 from genmod.swap.pattern import ALLOW, ModulePattern, Pattern, RunPattern, imported, name_of
 from genmod.swap.patterns import MODULE_PATTERNS, RUN_PATTERNS
@@ -116,6 +116,8 @@ class _Walk:
             if isinstance(module, nn.Sequential):
                 self._sequential(path, module)
             self._module(path, module)
+            if not is_swapped(module) and functional.candidate(module):
+                self._forward(path, module)
         self._conclude()
         return self.report
 
@@ -178,10 +180,10 @@ class _Walk:
                 return gains.predicted(pattern.name, tensor.device.type, tensor.dtype, self.training)
         return gains.predicted(pattern.name, "cpu", torch.get_default_dtype(), self.training)
 
-    def _note_swap(self, pattern: Pattern, place: _Place) -> None:
+    def _note_swap(self, pattern: Pattern, place: _Place, what: str = "") -> None:
         gain = self._gain(pattern, place)
         self.report.swaps.append(
-            Swap(place.path, pattern.name, place.what, pattern.became, pattern.exactness, pattern.bound, gain)
+            Swap(place.path, pattern.name, what or place.what, pattern.became, pattern.exactness, pattern.bound, gain)
         )
 
     # One module.
@@ -211,6 +213,35 @@ class _Walk:
         if type(module) is not found:
             return "parametrised: its class is not its own"
         return conditions.overridden(module, (found,)) or pattern.why_not(module, self.before.get(id(module), ()))
+
+    # A forward of its own.
+
+    def _forward(self, path: str, module: nn.Module) -> None:
+        decided: dict[str, bool] = {}  # one forward has several traces, and in each the same sites
+
+        def accepts(site: functional.Site) -> bool:
+            if site.key not in decided:
+                paths = (path, *(f"{path}.{part}" if path else part for part in site.paths))
+                place = _Place(path or "(model)", (module, *site.parts), paths)
+                decided[site.key] = self._accepts(place) and self._site(site, place)
+            return decided[site.key]
+
+        try:
+            plan = functional.plan_for(module, accepts)
+        except functional.Impure as error:
+            if not any(entry.path == (path or "(model)") for entry in self.report.left_alone):  # one reason is enough
+                self._leave(path, class_of(module).__name__, str(error))
+            return
+        if plan is not None:
+            functional.swap_forward(module, plan)
+
+    def _site(self, site: functional.Site, place: _Place) -> bool:
+        why = self._why_not(site.pattern, place, site.why_not)
+        if why:
+            self._leave(place.path, site.what, why)
+        else:
+            self._note_swap(site.pattern, place, site.what)
+        return not why
 
     # Runs in a Sequential.
 

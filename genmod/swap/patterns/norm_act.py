@@ -44,7 +44,7 @@ def group_norm(
     """Group norm and activation in one pass, with a scale and shift per sample between them if there are any; in the
     dtype that stock PyTorch would give."""
     y = ops.group_norm_act(
-        _widened(x),
+        widened(x),
         norm.num_groups,
         norm.weight,
         norm.bias,
@@ -58,7 +58,7 @@ def group_norm(
     return y
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
     """Autocast for CUDA computes group norm in float32 and leaves the result there."""
     wide = x.device.type == "cuda" and torch.is_autocast_enabled("cuda") and x.dtype != torch.float64
     return x.float() if wide else x
