@@ -159,12 +159,12 @@ def reconstruction_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of output and log-scale. Bit i of `wanted` asks for gradient i; a packed output's is one gradient."""
     x, s = _parts(output, log_scale, weight, packed, fixed)
-    bounded, slope = s, torch.ones_like(s)
-    if min_log_scale is not None:
-        bounded, slope = s.clamp(min=min_log_scale), torch.where(s < min_log_scale, 0.0, 1.0).to(s.dtype)
+    bounded = s if min_log_scale is None else s.clamp(min=min_log_scale)
     by_output, by_scale = _derivatives(kind, x, _seen(target, weight, x), bounded, bins)
     g = _weigh(reductions.spread(grad, x, reduction), weight)
-    d_output, d_scale = g * by_output, g * by_scale * slope
+    d_output, d_scale = g * by_output, g * by_scale
+    if min_log_scale is not None:
+        d_scale = torch.where(s < min_log_scale, 0.0, d_scale)  # also where the loss is infinite
     if packed:
         d_output = torch.cat((d_output, d_scale), 1)
     form = layout.memory_format_of(layout.split(output, None)[0] if packed else output)
