@@ -8,6 +8,7 @@ why.
 from genmod import nn, ops
 from genmod.backends import backend
 from genmod.explain import explain
+from genmod.swap import SwapReport, accelerate, restore
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "backend", "explain", "nn", "ops"]
+__all__ = ["SwapReport", "__version__", "accelerate", "backend", "explain", "nn", "ops", "restore"]

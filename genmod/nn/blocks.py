@@ -120,17 +120,26 @@ class UpsampleBlock(nn.Module):
 
 
 class _ConvTranspose2d(nn.ConvTranspose2d):
-    """Of a single pixel, as in DCGAN's first block, a matrix product: ten times as fast as oneDNN's convolution."""
+    """`nn.ConvTranspose2d`, with its results, arguments and state_dict."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        geometry = (self.padding, self.output_padding, self.dilation, self.groups, output_size)
-        if input.shape[2:] != (1, 1) or geometry != ((0, 0), (0, 0), (1, 1), 1, None):
-            return super().forward(input, output_size)
-        pixels, weight = input.flatten(1), self.weight
-        # The image is in the memory format of the weight, as it is after a convolution.
-        if weight.is_contiguous():
-            y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-        else:
-            weight = weight.permute(0, 2, 3, 1)
-            y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:]).permute(0, 3, 1, 2)
-        return y if self.bias is None else y + self.bias[:, None, None]
+        product = of_single_pixels(self, input) if output_size is None else None
+        return super().forward(input, output_size) if product is None else product
+
+
+def of_single_pixels(conv: nn.ConvTranspose2d, input: Tensor) -> Tensor | None:
+    """What `conv` makes of images of one pixel, as DCGAN's first block does; None where it is no matrix product.
+
+    As a matrix product that is ten times as fast as oneDNN's convolution.
+    """
+    geometry = (conv.padding, conv.output_padding, conv.dilation, conv.groups)
+    if input.shape[2:] != (1, 1) or geometry != ((0, 0), (0, 0), (1, 1), 1):
+        return None
+    pixels, weight = input.flatten(1), conv.weight
+    # The image is in the memory format of the weight, as it is after a convolution.
+    if weight.is_contiguous():
+        y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+    else:
+        weight = weight.permute(0, 2, 3, 1)
+        y = (pixels @ weight.flatten(1)).unflatten(1, weight.shape[1:]).permute(0, 3, 1, 2)
+    return y if conv.bias is None else y + conv.bias[:, None, None]

@@ -62,6 +62,40 @@ class GroupNormAct(nn.GroupNorm):
         return f"{super().extra_repr()}, activation={self.activation!r}"
 
 
+def batch_norm_act(
+    norm: nn.modules.batchnorm._BatchNorm,
+    x: Tensor,
+    activation: Activation,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What the batch norm `norm` and an activation behind it make of `x`, in one pass; see the op.
+
+    Buffers are used and updated as the module's own `forward` does.
+    """
+    norm._check_input_dim(x)
+    track = norm.training and norm.track_running_stats
+    momentum = norm.momentum
+    if track and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if momentum is None:  # cumulative average
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    use_buffers = track or not norm.training
+    return ops.batch_norm_act(
+        x,
+        norm.running_mean if use_buffers else None,
+        norm.running_var if use_buffers else None,
+        norm.weight,
+        norm.bias,
+        norm.training or norm.running_mean is None,
+        0.0 if momentum is None else momentum,
+        norm.eps,
+        activation=activation,
+        negative_slope=negative_slope,
+        residual=residual,
+    )
+
+
 class BatchNormAct(nn.BatchNorm2d):
     """`nn.BatchNorm2d` and an activation in one pass; see :func:`genmod.ops.batch_norm_act`.
 
@@ -83,27 +117,7 @@ class BatchNormAct(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         """See the class. Buffers are used and updated as `nn.BatchNorm2d` does."""
-        self._check_input_dim(x)
-        track = self.training and self.track_running_stats
-        momentum = self.momentum
-        if track and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:  # cumulative average
-                momentum = 1.0 / float(self.num_batches_tracked)
-        use_buffers = track or not self.training
-        return ops.batch_norm_act(
-            x,
-            self.running_mean if use_buffers else None,
-            self.running_var if use_buffers else None,
-            self.weight,
-            self.bias,
-            self.training or self.running_mean is None,
-            0.0 if momentum is None else momentum,
-            self.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-        )
+        return batch_norm_act(self, x, self.activation, self.negative_slope, residual)
 
     def extra_repr(self) -> str:
         """The options, for `repr`."""

@@ -131,18 +131,21 @@ class AttentionBlock(nn.Module):
         if torch.is_grad_enabled() or h.shape[0] * h.shape[2] * h.shape[3] <= h.shape[1]:
             h = self.to_out[0](attention(q, k, self.to_v(pixels)))
         else:
-            h = attention(q, k, F.linear(pixels, *self._values_to_result()))
+            h = attention(q, k, F.linear(pixels, *values_to_result(self.to_v, self.to_out[0])))
         h = h.transpose(1, 2).view_as(x)  # in channels_last
         return h.contiguous(memory_format=layout.memory_format_of(x)), x
 
-    def _values_to_result(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the projections `to_v` and `to_out.0` in one."""
-        value, out = self.to_v, self.to_out[0]
-        wide = torch.promote_types(value.weight.dtype, torch.float32)
-        with torch.autocast(value.weight.device.type, enabled=False):
-            weight = out.weight.to(wide) @ value.weight.to(wide)
-            bias = torch.addmv(out.bias.to(wide), out.weight.to(wide), value.bias.to(wide))
-        return weight.to(value.weight.dtype), bias.to(value.weight.dtype)
+
+def values_to_result(value: nn.Linear, out: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of attention's projections of values and of the result in one; see :class:`AttentionBlock`."""
+    wide = torch.promote_types(value.weight.dtype, torch.float32)
+    with torch.autocast(value.weight.device.type, enabled=False):
+        weight = out.weight.to(wide) @ value.weight.to(wide)
+        bias = None if out.bias is None else out.bias.to(wide)
+        if value.bias is not None:
+            through = out.weight.to(wide) @ value.bias.to(wide)
+            bias = through if bias is None else bias + through
+    return weight.to(value.weight.dtype), None if bias is None else bias.to(value.weight.dtype)
 
 
 def normalize(norm: GroupNormAct, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
