@@ -3,6 +3,7 @@
 #   make demo    train a small VAE, stock PyTorch against genmod      ARGS="--data FOLDER" is passed on
 #   make test    the whole test suite                                 ARGS="-k gaussian" is passed on
 #   make bench   the benchmarks                                       ARGS is passed on
+#   make stress  thousands of random cases, under sanitizers too   ARGS="properties --scale 0.1" is passed on
 #   make lint    ruff and mypy
 #   make clean   remove what was built, and the environment
 #
@@ -27,7 +28,7 @@ REACHABLE := $(PY) -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + 
 
 NATIVE_SOURCES := setup.py pyproject.toml constraints.txt $(shell find build_support csrc -type f -not -name '*.pyc')
 
-.PHONY: help setup demo test bench lint clean
+.PHONY: help setup demo test bench stress lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +42,9 @@ test: $(VENV)/.genmod-test
 
 bench: $(VENV)/.genmod-test
 	$(PY) -m benchmarks $(ARGS)
+
+stress: $(VENV)/.genmod-test
+	$(PY) -m stress $(ARGS)
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .

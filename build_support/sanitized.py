@@ -38,12 +38,15 @@ def build() -> Path:
 
 
 def runtime() -> str:
-    """The sanitizer's own library, as the compiler that built with it finds it; empty if there is none."""
+    """What has to be loaded before Python: the sanitizer's own library, as the compiler that built with it finds it,
+    and that of C++, whose `throw` the sanitizer looks up while it starts. Empty if they are not there."""
     compiler = find_compiler()
     if compiler is None or sys.platform != "linux":
         return ""
-    found = subprocess.run([*compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    return found if os.path.isabs(found) else ""
+    names = ("libasan.so", "libstdc++.so")
+    ask = ([*compiler, f"-print-file-name={name}"] for name in names)
+    found = [subprocess.run(command, capture_output=True, text=True).stdout.strip() for command in ask]
+    return " ".join(found) if all(map(os.path.isabs, found)) else ""
 
 
 def environment() -> dict[str, str]:

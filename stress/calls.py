@@ -220,7 +220,11 @@ def _dip(draw: Draw) -> Sample:
 
 def _activation(draw: Draw) -> dict[str, Any]:
     name = draw.one(*ACTIVATIONS)
-    return {"activation": name, "negative_slope": draw.one(0.01, 0.2, 0.0)} if name == "leaky_relu" else {"activation": name}
+    return (
+        {"activation": name, "negative_slope": draw.one(0.01, 0.2, 0.0)}
+        if name == "leaky_relu"
+        else {"activation": name}
+    )
 
 
 def _parameter(draw: Draw, *shape: int, shift: float = 0.0) -> Tensor | None:
@@ -308,7 +312,9 @@ def _conv_transpose2d_norm_act(draw: Draw) -> Sample:
     affine = _parameter(draw, outputs, shift=1.0), _parameter(draw, outputs)
     bias = draw.maybe(draw.tensor(outputs, values="normal"))
     options = {"stride": stride, "padding": draw.one(0, 1) if kernel > 2 else 0, "groups": groups, **_activation(draw)}
-    return Sample("random", (x, weight, *running, *affine, training), options | ({} if bias is None else {"bias": bias}))
+    return Sample(
+        "random", (x, weight, *running, *affine, training), options | ({} if bias is None else {"bias": bias})
+    )
 
 
 # Families critic and adversarial.

@@ -1,4 +1,4 @@
-"""Random tensors: what hypothesis decides, and so shrinks, is their form; their numbers come from a seed that it draws."""
+"""Random tensors: hypothesis decides, and so shrinks, their form; their numbers come from a seed that it draws."""
 
 from __future__ import annotations
 

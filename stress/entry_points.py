@@ -4,17 +4,12 @@ Real calls of each dispatcher op are recorded from the samples of the specs, and
 malformed. What may happen: an ordinary exception; or a result, which then has the shape, dtype and, where the reference
 accepts the call too, the values of the reference's. What may not: a crash, a read or write outside (when run on the
 sanitized build), a result where the reference refuses the call, and waiting for ever.
-
-    python -m stress.entry_points --cases 1000        # in this process' children; prints the outcome as JSON
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import random
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -38,7 +33,9 @@ def corpus(every: int = 3) -> dict[str, list[tuple[Any, tuple[Any, ...]]]]:
     for number, spec in enumerate(specs().values()):
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             step = every if dtype == torch.float32 else 4 * every
-            for sample in itertools.islice(battery.samples(spec, torch.device("cpu"), dtype), number % step, None, step):
+            for sample in itertools.islice(
+                battery.samples(spec, torch.device("cpu"), dtype), number % step, None, step
+            ):
                 for op, args in battery.dispatcher_calls(spec, sample):
                     frozen = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
                     calls.setdefault(op._schema.name.split("::")[1], []).append((op, frozen))
@@ -147,18 +144,3 @@ def run(seed: int, cases: int, *, huge: bool, name: str) -> Outcome:
             outcome.cases += 1
             outcome.fail(f"{attack.describe(index)}: {why}")
     return outcome
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--name", default="installed build")
-    parser.add_argument("--no-huge", action="store_true", help="leave out what no memory holds: sanitizers die of it")
-    options = parser.parse_args()
-    outcome = run(options.seed, options.cases, huge=not options.no_huge, name=options.name)
-    print(json.dumps(asdict(outcome)))
-
-
-if __name__ == "__main__":
-    main()

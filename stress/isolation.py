@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import select
@@ -54,7 +55,7 @@ def _batch(case: Case, start: int, count: int, results: dict[int, str], limit: f
         errors.seek(0)
         said = errors.read().decode(errors="replace")
     if hung:
-        return reached, f"no end after {limit:.0f} s"
+        return reached, f"no end after {limit:.0f} s: {_telling(said)}"
     if status == 0:
         return reached, ""
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
@@ -62,6 +63,7 @@ def _batch(case: Case, start: int, count: int, results: dict[int, str], limit: f
 
 
 def _child(case: Case, start: int, count: int, write: int) -> None:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     status = 1
     try:
         for index in range(start, count):
@@ -89,6 +91,8 @@ def _watch(child: int, read: int, start: int, results: dict[int, str], limit: fl
                 else:
                     results[message[0]] = message[1]
         elif time.monotonic() - last > limit:
+            os.kill(child, signal.SIGUSR1)  # says where it is
+            time.sleep(1)
             os.kill(child, signal.SIGKILL)
             hung = True
             break

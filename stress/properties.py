@@ -69,9 +69,7 @@ def target(name: str) -> Target:
         return _without_spec(name)
     reordering = max(spec.reordering, 4.0)  # sums here are longer than the samples' that 0 was found enough for
     cancels, written = spec.family in ("norm_act", "upsample_conv"), _WRITTEN.get(name, ())
-    return Target(
-        name, spec.public, spec.public, spec.differentiable, spec.magnitude, reordering, cancels, written
-    )
+    return Target(name, spec.public, spec.public, spec.differentiable, spec.magnitude, reordering, cancels, written)
 
 
 def evaluate(function: Callable[..., Any], goal: Target, sample: Sample) -> list[Tensor]:

@@ -459,7 +459,9 @@ _bias_act_backward = differentiate_backward("bias_act_backward")
 
 def _why_plain(x: Tensor, *args: object, **kwargs: object) -> str:
     """For `genmod.explain`."""
-    return f"stock PyTorch is faster below {_SMALL} elements" if _stock_is_faster(x) else ""
+    parameters = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() == 1)
+    stock = _stock_is_faster(x) and _of_one_dtype(*parameters)
+    return f"stock PyTorch is faster below {_SMALL} elements" if stock else ""
 
 
 for _name in ("group_norm_act", "batch_norm_act"):
