@@ -68,7 +68,7 @@ class Builder:
         groups = [g for g in (1, 2, 3, 4) if channels % g == 0]
         affine = self.rng.random() < 0.8
         kinds: tuple[Callable[[], list[nn.Module]], ...] = (
-            lambda: [],
+            list,
             lambda: [nn.GroupNorm(self.rng.choice(groups), channels, affine=affine)],
             lambda: [nn.BatchNorm2d(channels, affine=affine, momentum=self.rng.choice((0.1, None)))],
             lambda: [nn.BatchNorm2d(channels, track_running_stats=self.rng.random() < 0.8)],
@@ -165,6 +165,13 @@ def check(seed: str) -> int:
     x = torch.randn(rng.randint(2, 3), 3, size, size, dtype=dtype)
     if rng.random() < 0.3:
         x = x.contiguous(memory_format=torch.channels_last)
+    try:
+        exact = evaluate(copy.deepcopy(stock).double(), x.double())
+    except RuntimeError:  # stock PyTorch refuses it: an activation in place on what a backward needs
+        for module in stock.modules():
+            if hasattr(module, "inplace"):
+                module.inplace = False
+        exact = evaluate(copy.deepcopy(stock).double(), x.double())
     model, untouched = copy.deepcopy(stock), copy.deepcopy(stock)
     allow = tuple(word for word in ALLOW if rng.random() < 0.5)
     classes = [(type(m), set(vars(m))) for m in stock.modules()]
@@ -175,7 +182,7 @@ def check(seed: str) -> int:
     assert all(torch.equal(mine[k], theirs[k]) for k in mine), "values of the state_dict"
     for m, (kind, _) in zip(model.modules(), classes, strict=True):
         assert isinstance(m, kind), f"{type(m).__name__} is no {kind.__name__}"
-    exact, expected, found = evaluate(copy.deepcopy(stock).double(), x.double()), evaluate(stock, x), evaluate(model, x)
+    expected, found = evaluate(stock, x), evaluate(model, x)
     assert found[0].dtype == expected[0].dtype and found[0].shape == expected[0].shape, "dtype or shape"
     for what, o, e, f in zip(("outputs", "gradients"), exact, expected, found, strict=True):
         if e.isfinite().all():

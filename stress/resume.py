@@ -8,6 +8,7 @@ weights and curve have the bits of a run that nobody touched.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import random
@@ -75,8 +76,7 @@ def run(kills: int, *, seed: int) -> Outcome:
     outcome, rng = Outcome("resume", "kill -9 at random moments"), random.Random(seed)
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
     with outcome, tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        from genmod.recipes import train as _  # noqa: F401  (imported once, before all forks)
-
+        importlib.import_module("genmod.recipes.train")  # once, before all forks
         start = time.monotonic()
         untouched = Path(folder, "untouched")
         if _wait(_train(untouched)) != 0:
