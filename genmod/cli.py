@@ -13,6 +13,14 @@ from collections.abc import Sequence
 COMMANDS = {
     "doctor": ("genmod.doctor", "print versions, instruction sets, GPUs, and which backends work or why they do not"),
     "demo": ("genmod.recipes.demo", "train a small VAE on real images, once with stock PyTorch and once with genmod"),
+    "train": ("genmod.recipes.train", "train an autoencoder, a VAE or a GAN"),
+    "pretext": ("genmod.recipes.pretext", "train an encoder on labels made of the images themselves"),
+    "probe": ("genmod.recipes.probe", "say what a trained encoder's features know about labels"),
+    "sample": ("genmod.recipes.sample", "draw images from the prior of a trained model"),
+    "reconstruct": ("genmod.recipes.reconstruct", "draw held-out images above what a trained model makes of them"),
+    "traverse": ("genmod.recipes.traverse", "draw images with one latent of a trained model moved at a time"),
+    "interpolate": ("genmod.recipes.interpolate", "draw the images on the way from one latent to another"),
+    "map": ("genmod.recipes.map", "draw the latents of held-out images in the plane, coloured by label"),
 }
 
 

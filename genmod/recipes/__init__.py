@@ -11,7 +11,9 @@ from types import ModuleType
 
 
 class RecipeError(Exception):
-    """Something the user can put right. The command line prints the message and ends with exit code 2."""
+    """Something the user can put right. The command line prints the message and ends with `exit_code`."""
+
+    exit_code = 2
 
 
 def need(module: str) -> ModuleType:

@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genmod import ops
 from genmod.explain import explain
 from genmod.measure import interleaved, peak_bytes, synchronize
-from genmod.models import ConvVAE, ConvVAEConfig
+from genmod.models import VAE, VAEConfig
 from genmod.nn import GaussianSampler
 from genmod.recipes import RecipeError, need
 from genmod.recipes.data import ImageSet, load
@@ -159,7 +158,7 @@ def _facts(images: ImageSet, plan: Plan, seed: int, device: torch.device) -> dic
 class Plan:
     """What to train, on how many images at once, at which learning rate to begin with, and for how long."""
 
-    model: ConvVAEConfig
+    model: VAEConfig
     batch: int
     rate: float
     steps: int
@@ -169,7 +168,7 @@ class Plan:
 class Run:
     """One of the two models, with the loss (nats per image) and the duration (seconds) of each of its steps."""
 
-    model: ConvVAE
+    model: VAE
     optimizer: torch.optim.Optimizer
     losses: list[float]
     seconds: list[float]
@@ -184,7 +183,7 @@ def _plan(images: ImageSet, steps: int | None) -> Plan:
     small = size <= 16
     stages = next(count for count in (3, 2) if size % 2**count == 0 and size // 2**count > 1)
     width, trials, batch, rate = (32, 16, 64, 3e-3) if small else (16, 4, 32, 1e-3)
-    model = ConvVAEConfig(size, channels, min(2 * size, 64), width, stages, trials)
+    model = VAEConfig(size, channels, min(2 * size, 64), width, stages, trials=trials)
     batch = min(batch, len(images.train))
     return Plan(model, batch, rate, steps or (1000 if small else 700))
 
@@ -214,7 +213,7 @@ def train(images: Tensor, plan: Plan, seed: int, device: torch.device, console: 
 
 def _start(sampler: nn.Module, plan: Plan, seed: int, device: torch.device) -> Run:
     torch.manual_seed(seed)
-    model = ConvVAE(plan.model, sampler).to(device)
+    model = VAE(plan.model, sampler).to(device)
     return Run(model, torch.optim.Adam(model.parameters()), [], [])
 
 
@@ -224,7 +223,7 @@ def _step(run: Run, batch: Tensor, noise: Tensor, rate: float) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad()
-    loss = run.model(batch, noise=noise).loss
+    loss = run.model.loss(batch, draws={"noise": noise}).loss
     loss.backward()
     run.optimizer.step()
     run.losses.append(loss.item())
@@ -286,19 +285,19 @@ def _sampling(sampler: nn.Module, shape: tuple[int, int], device: torch.device, 
     return lambda: torch.autograd.grad(sampler(params, noise=None if drawn else noise), params, (grad, one))
 
 
-def _gradients(model: ConvVAE, batch: Tensor) -> Callable[[], Any]:
+def _gradients(model: VAE, batch: Tensor) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(model(batch).loss, list(model.parameters()))
 
 
 @torch.no_grad()
-def held_out_elbo(model: ConvVAE, images: Tensor, seed: int) -> float:
+def held_out_elbo(model: VAE, images: Tensor, seed: int) -> float:
     """Mean ELBO in nats per image, one latent sample each; the same noise for every model of one size."""
     draw = torch.Generator().manual_seed(seed + 1)
     device = next(model.parameters()).device
     total = 0.0
     for batch in images.split(256):
         noise = torch.randn(len(batch), model.config.latent_dim, generator=draw).to(device)
-        total -= model(batch.to(device), noise=noise).loss.item() * len(batch)
+        total -= model.elbo(batch.to(device), noise=noise).loss.item() * len(batch)
     return total / len(images)
 
 
@@ -306,20 +305,20 @@ def held_out_elbo(model: ConvVAE, images: Tensor, seed: int) -> float:
 
 
 @torch.no_grad()
-def _draw(model: ConvVAE, images: ImageSet, seed: int, folder: Path) -> None:
+def _draw(model: VAE, images: ImageSet, seed: int, folder: Path) -> None:
     from genmod.recipes import pictures
 
     device = next(model.parameters()).device
     shown = images.test[:16].to(device)
     pictures.save_reconstructions(folder / "reconstructions.png", shown, model.reconstruct(shown))
     pictures.save_samples(folder / "samples.png", model.sample(64, torch.Generator().manual_seed(seed)))
-    kl = ops.gaussian_kl(model.encode(images.test[:512].to(device)), reduction="per_dim")
+    kl = model.encode(images.test[:512].to(device)).latent_dist.kl(reduction="per_dim")
     order = kl.argsort(descending=True)[:TRAVERSED]
     values = torch.linspace(-3, 3, 13, device=device)
     z = torch.zeros(len(order), len(values), model.config.latent_dim, device=device)
     for row, dim in enumerate(order):
         z[row, :, dim] = values
-    grid = torch.sigmoid(model.decode(z.flatten(0, 1))).unflatten(0, z.shape[:2])
+    grid = model.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
     pictures.save_traversal(folder / "traversal.png", grid, order.tolist(), kl[order].tolist(), values.tolist())
 
 

@@ -1,4 +1,4 @@
-"""The demo's pictures, as PNG files.
+"""The pictures of all recipes, as PNG files.
 
 Every image pixel becomes a whole number of screen pixels, so nothing is blurred by resampling. The figures are made
 without pyplot: no global state, no display, no backend to choose.
@@ -26,20 +26,31 @@ def save_reconstructions(path: Path, originals: Tensor, reconstructions: Tensor,
     pairs = zip(originals.split(columns), reconstructions.split(columns), strict=True)
     rows = [_pad(row, columns) for pair in pairs for row in pair]
     labels = ["original", "reconstructed"] * (len(rows) // 2)
-    _save_grid(path, torch.stack(rows), "Held-out images and their reconstructions", labels=labels, pairs=True)
+    save_grid(path, torch.stack(rows), "Held-out images and their reconstructions", labels=labels, pairs=True)
 
 
 def save_samples(path: Path, images: Tensor, columns: int = 8) -> None:
     """[N, C, H, W] in [0, 1], drawn from the prior."""
     rows = [_pad(row, columns) for row in images.split(columns)]
-    _save_grid(path, torch.stack(rows), "Samples from the prior: z ~ N(0, I), decoded")
+    save_grid(path, torch.stack(rows), "Samples from the prior: z ~ N(0, I), decoded")
 
 
-def save_traversal(path: Path, grid: Tensor, dims: list[int], kl: list[float], values: list[float]) -> None:
-    """grid [rows, columns, C, H, W]: row r moves latent dims[r], of KL kl[r] nats, through `values`."""
-    labels = [f"z{dim}   {nats:.2f} nats" for dim, nats in zip(dims, kl, strict=True)]
+def save_images(path: Path, images: Tensor, title: str, columns: int = 8) -> None:
+    """Any [N, C, H, W], or the first images of clips [N, T, C, H, W]: at most 64, what is outside [0, 1] cut off."""
+    shown = torch.nan_to_num(images[:64, 0] if images.dim() == 5 else images[:64])
+    rows = [_pad(row, columns) for row in shown.split(columns)]
+    save_grid(path, torch.stack(rows), title)
+
+
+def save_traversal(
+    path: Path, grid: Tensor, dims: list[int], amounts: list[float], values: list[float], unit: str = "nats"
+) -> None:
+    """grid [rows, columns, C, H, W]: row r moves latent dims[r], which carries amounts[r], through `values`."""
+    labels = [f"z{dim}   {amount:.2f} {unit}" for dim, amount in zip(dims, amounts, strict=True)]
     title = "The prior mean with one latent moved at a time: those with the largest KL on held-out images"
-    _save_grid(path, grid, title, labels=labels, columns=[f"{value:+.1f}" for value in values])
+    if unit != "nats":
+        title = "The mean code with one latent moved at a time, by its standard deviations on held-out images"
+    save_grid(path, grid, title, labels=labels, columns=[f"{value:+.1f}" for value in values])
 
 
 def save_curves(path: Path, stock: list[float], genmod: list[float]) -> None:
@@ -71,6 +82,42 @@ def save_curves(path: Path, stock: list[float], genmod: list[float]) -> None:
     figure.savefig(path)
 
 
+def save_map(path: Path, points: Tensor, labels: Tensor | None, classes: tuple[str, ...], title: str) -> None:
+    """points [N, 2] in the plane, coloured by labels [N] where there are some; `classes` are the labels' names."""
+    figure = need("matplotlib.figure").Figure(figsize=(8, 7), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    if labels is None:
+        axes.scatter(*points.T.numpy(), s=14, color=GENMOD, linewidths=0)
+    else:
+        colors = need("matplotlib").colormaps["tab10" if len(classes) <= 10 else "tab20"]
+        for number, name in enumerate(classes):
+            axes.scatter(*points[labels == number].T.numpy(), s=14, color=colors(number % 20), linewidths=0, label=name)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_title(title, loc="left", color=INK)
+    axes.set_aspect("equal", "datalim")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def save_losses(path: Path, curve: dict[str, list[float]], title: str) -> None:
+    """The loss of every step, one panel for each phase, with its moving average."""
+    figure = need("matplotlib.figure").Figure(figsize=(9, 3 * len(curve)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(curve), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (phase, losses) in zip(panels, curve.items(), strict=True):
+        axes.plot(np.arange(1, len(losses) + 1), losses, color=MUTED, linewidth=0.5, alpha=0.5, label="each step")
+        axes.plot(*_smooth(losses), color=GENMOD, linewidth=1.5, label=f"mean of {_window(losses)} steps")
+        # The first steps can be far from the rest and would flatten the curve.
+        low, high = np.quantile(losses[len(losses) // 20 :], [0, 1])
+        axes.set_ylim(low - 0.08 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
+        axes.set_ylabel(f"{phase} loss")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    panels[0].set_title(title, loc="left", color=INK)
+    panels[0].legend(frameon=False, loc="upper right")
+    panels[-1].set_xlabel("training step")
+    figure.savefig(path)
+
+
 def _window(losses: list[float]) -> int:
     return max(1, len(losses) // 40)
 
@@ -88,7 +135,7 @@ def _pad(row: Tensor, columns: int) -> Tensor:
     return torch.cat([row, row.new_ones(missing, *row.shape[1:])])
 
 
-def _save_grid(
+def save_grid(
     path: Path,
     grid: Tensor,
     title: str,
@@ -96,7 +143,7 @@ def _save_grid(
     columns: list[str] | None = None,
     pairs: bool = False,
 ) -> None:
-    """grid [rows, columns, C, H, W] with row labels at the left and column labels underneath.
+    """grid [rows, columns, C, H, W] on white, with row labels at the left and column labels underneath.
 
     pairs: rows belong together two by two, with more space after each pair.
     """

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genmod.recipes import RecipeError, data
+from genmod.recipes import RecipeError, data, image_files
 
 RNG = np.random.default_rng(0)
 MNIST = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)
@@ -265,15 +265,15 @@ def test_many_broken_files_are_not_all_named(tmp_path: Path) -> None:
     for number in range(30):
         (tmp_path / f"{number}.jpg").write_bytes(b"text")
     _, lines = load(tmp_path)
-    assert len(lines) == data.NAMED + 1
+    assert len(lines) == image_files.NAMED + 1
 
 
 def test_transparent_16_bit_and_turned_images(tmp_path: Path) -> None:
     Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (data.read_image(tmp_path / "clear.png") == 255).all()
+    assert (image_files.read_image(tmp_path / "clear.png", 32) == 255).all()
     ramp = np.linspace(0, 65535, 32 * 32, dtype=np.uint16).reshape(32, 32)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    deep = data.read_image(tmp_path / "deep.png")
+    deep = image_files.read_image(tmp_path / "deep.png", 32)
     assert (deep[0].min(), deep[0].max()) == (0, 255)
     assert abs(float(deep.mean()) - 127.5) < 2
     left = np.zeros((32, 32, 3), np.uint8)
@@ -281,7 +281,7 @@ def test_transparent_16_bit_and_turned_images(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the top of the scene is at the right: turn a quarter clockwise
     Image.fromarray(left).save(tmp_path / "turned.png", exif=exif)
-    turned = data.read_image(tmp_path / "turned.png")
+    turned = image_files.read_image(tmp_path / "turned.png", 32)
     assert (turned[:, :16] == 255).all()
     assert (turned[:, 16:] == 0).all()
 
@@ -298,3 +298,66 @@ def test_no_images(tmp_path: Path) -> None:
     save_image(tmp_path / "one.png")
     with pytest.raises(RecipeError, match="wanted: at least 2"):
         load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ labels and size
+
+
+def test_digits_have_labels_that_go_with_the_images() -> None:
+    images = data.load("digits")
+    assert images.labels is not None and images.train_labels is not None and images.test_labels is not None
+    assert images.classes == tuple("0123456789")
+    assert len(images.test_labels) == images.held_out
+    means = torch.stack([images.train[images.train_labels == digit].mean(0) for digit in range(10)])
+    nearest = torch.cdist(images.test.flatten(1), means.flatten(1)).argmin(1)
+    assert (nearest == images.test_labels).float().mean() > 0.8
+
+
+def test_mnist_labels(tmp_path: Path) -> None:
+    labels = np.arange(20, dtype=np.uint8) % 7
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(MNIST))
+    path = tmp_path / "train-labels-idx1-ubyte"
+    path.write_bytes(struct.pack(">2I", 0x801, 20) + labels.tobytes())
+    images, _ = load(tmp_path)
+    assert images.labels is not None
+    expected = {image.tobytes(): label for image, label in zip(MNIST, labels, strict=True)}
+    for image, label in zip((images.images * 255).round().to(torch.uint8).numpy(), images.labels, strict=True):
+        assert expected[image.tobytes()] == label
+    path.write_bytes(struct.pack(">2I", 0x801, 20) + labels.tobytes()[:-1])
+    assert load(tmp_path)[0].labels is None
+
+
+@pytest.mark.parametrize("suffix", ["", ".bin"])
+def test_cifar_labels(tmp_path: Path, suffix: str) -> None:
+    labels = np.arange(10)
+    rows = np.concatenate([labels[:, None].astype(np.uint8), CIFAR], axis=1)
+    batch = pickle.dumps({b"data": CIFAR, b"labels": labels.tolist()})
+    (tmp_path / f"data_batch_1{suffix}").write_bytes(rows.tobytes() if suffix else batch)
+    images, _ = load(tmp_path)
+    assert images.labels is not None
+    for image, label in zip((images.images * 255).round().to(torch.uint8).numpy(), images.labels, strict=True):
+        assert image.tobytes() == CIFAR[label].tobytes()
+
+
+def test_folders_of_images_are_classes(tmp_path: Path) -> None:
+    for name, level in (("dark", 0), ("light", 255)):
+        for number in range(3):
+            path = tmp_path / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("L", (32, 32), level).save(path)
+    images, _ = load(tmp_path)
+    assert images.classes == ("dark", "light")
+    assert images.labels is not None
+    assert torch.equal(images.labels, images.images.mean((1, 2, 3)).long())
+    save_image(tmp_path / "beside.png")
+    assert load(tmp_path)[0].labels is None
+    assert load(tmp_path / "dark")[0].labels is None
+
+
+def test_size(tmp_path: Path) -> None:
+    assert data.load("digits", size=16).images.shape == (1797, 1, 16, 16)
+    save_image(tmp_path / "a.png", size=(100, 80))
+    save_image(tmp_path / "b.png", size=(100, 80))
+    assert data.load(str(tmp_path), size=48).images.shape == (2, 3, 48, 48)
+    with pytest.raises(RecipeError, match="--size: got 3"):
+        data.load("digits", size=3)
