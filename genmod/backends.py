@@ -17,14 +17,13 @@ import functools
 import importlib
 import importlib.util
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
-from genmod import _native
+from genmod import _native, gate
 
 NAMES = ("reference", "cpp", "triton", "cuda")
 
@@ -36,7 +35,6 @@ _OP_OF: dict[str, str] = {}
 _WHY_PLAIN: dict[str, Callable[..., str]] = {}
 #: What open contexts force, the last opened last; each a list of its own, so that whichever closes finds its entry.
 _forced: list[list[str]] = []
-_changing = threading.RLock()
 
 
 class Status(NamedTuple):
@@ -155,7 +153,8 @@ def backend(name: str) -> Iterator[None]:
 
     The backend must be able to run, here and on the tensors given, or an error says why it cannot: nothing falls back.
     It holds for all threads, since autograd runs the backward of CUDA tensors in threads of its own; where several
-    threads open contexts, what was opened last and is still open holds.
+    threads open contexts, what was opened last and is still open holds. Opening and closing wait until no other thread
+    is in a call of genmod; what `torch.compile` made calls kernels past that, so leave it alone meanwhile.
 
     Args:
         name: "reference", "cpp" (CPU), "triton" (CUDA; CPU under TRITON_INTERPRET=1), "cuda" (CUDA C++) or "auto",
@@ -172,12 +171,12 @@ def backend(name: str) -> Iterator[None]:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
     entry = [name]
     try:
-        with _changing:
+        with gate.change():
             _forced.append(entry)
             _install(name)
         yield
     finally:
-        with _changing:
+        with gate.change():
             _forced[:] = [other for other in _forced if other is not entry]
             _install(_last_forced())
 

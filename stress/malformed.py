@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -154,6 +155,13 @@ def together(rng: random.Random, args: list[Any], which: int) -> None:
             args[i] = args[i].contiguous(memory_format=form)
 
 
+def _malform_tensor(rng: random.Random, args: list[Any], which: int, *, alone: bool) -> None:
+    if alone:
+        args[which] = rng.choice(TENSORS)(rng, args[which])
+    else:
+        together(rng, args, which)
+
+
 def argument(rng: random.Random, args: list[Any], which: int) -> None:
     """Malform one argument in place."""
     value = args[which]
@@ -163,10 +171,11 @@ def argument(rng: random.Random, args: list[Any], which: int) -> None:
         kind = rng.randrange(10)
         if kind == 0:
             args[which] = None
-        elif kind <= 3:
-            together(rng, args, which)
         else:
-            args[which] = rng.choice(TENSORS)(rng, value)
+            with contextlib.suppress(
+                RuntimeError, NotImplementedError
+            ):  # of what is malformed already, torch refuses some
+                _malform_tensor(rng, args, which, alone=kind > 3)
     elif isinstance(value, bool):
         args[which] = not value
     elif isinstance(value, int):

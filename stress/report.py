@@ -83,3 +83,9 @@ def save(path: Path, outcomes: Iterable[Outcome], seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(), "seed": seed, "outcomes": [asdict(o) for o in outcomes]}
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load(path: Path) -> tuple[list[Outcome], dict[str, Any]]:
+    """A report's outcomes, and what it says of the machine and the versions."""
+    content = json.loads(path.read_text())
+    return [Outcome(**o) for o in content["outcomes"]], content["environment"]

@@ -93,12 +93,12 @@ def _derivatives(kind: str, x: Tensor, t: Tensor, s: Tensor, bins: int) -> tuple
     if kind == "mse":
         return -2 * difference, torch.zeros_like(x)
     if kind == "l1":
-        return -difference.sign(), torch.zeros_like(x)
+        return -_sign(difference), torch.zeros_like(x)
     precision = (-s).exp()
     if kind == "gaussian":
         return -difference * precision, 0.5 - 0.5 * difference.square() * precision
     if kind == "laplace":
-        return -difference.sign() * precision, 1 - difference.abs() * precision
+        return -_sign(difference) * precision, 1 - difference.abs() * precision
     half = 1 / (bins - 1)
     p, m = (difference + half) * precision, (difference - half) * precision
     first, last = t < half - 1, t > 1 - half
@@ -107,6 +107,10 @@ def _derivatives(kind: str, x: Tensor, t: Tensor, s: Tensor, bins: int) -> tuple
     above = torch.where(first, zero, torch.sigmoid(m))  # d/dm
     widening = torch.where(first | last, zero, _over_expm1(2 * half * precision))
     return (below - above) * precision, p * below - m * above + widening
+
+
+def _sign(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), x, x.sign())  # torch's own is zero there, and the NaN would be gone
 
 
 def _over_expm1(delta: Tensor) -> Tensor:

@@ -96,6 +96,38 @@ def test_what_is_not_finite_does_not_get_into_the_gradient_of_a_constant_map(val
         assert torch.equal(found, torch.ones_like(x))
 
 
+@pytest.mark.parametrize("activation", ["silu", "sigmoid", "tanh", "gelu"])
+def test_activations_have_a_value_wherever_the_exponential_has(activation):
+    x = torch.linspace(-95, 95, 40001)[:, None]  # e^88.4 to e^88.7 is finite, and above 2^127.5
+    with genmod.backend("cpp"):
+        leaf = x.clone().requires_grad_()
+        y = ops.bias_act(leaf, activation=activation)
+        (slope,) = torch.autograd.grad(y.sum(), leaf)
+    with genmod.backend("reference"):
+        expected = ops.bias_act(x.double(), activation=activation).float()
+    torch.testing.assert_close(y.detach(), expected, rtol=1e-5, atol=1e-30)
+    assert slope.isfinite().all()
+
+
+def test_sampling_where_the_scale_is_hardly_finite():
+    logvar = torch.linspace(176, 177.4, 4097)[None]
+    zero, one = torch.zeros_like(logvar), torch.ones_like(logvar)
+    with genmod.backend("cpp"):
+        z = ops.reparameterize(zero, logvar, noise=one)
+    torch.testing.assert_close(z.double(), (0.5 * logvar.double()).exp(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("loss", [ops.l1, ops.laplace_nll])
+def test_a_target_that_is_nan_is_nan_in_the_gradient(backend, loss):
+    options = {"log_scale": torch.zeros(())} if loss is ops.laplace_nll else {}
+    output = torch.zeros(1, 2, requires_grad=True)
+    with genmod.backend(backend):
+        value = loss(output, torch.tensor([[0.5, float("nan")]]), reduction="sum", **options)
+        (found,) = torch.autograd.grad(value, output)
+    assert found[0, 0].isfinite() and found[0, 1].isnan()
+
+
 @pytest.mark.parametrize("bias", [torch.bfloat16, torch.float32])
 def test_parameters_of_two_dtypes_beside_half_precision(bias):
     x, weight = torch.randn(2, 4, 3, 3).bfloat16(), torch.ones(4, dtype=torch.bfloat16)
