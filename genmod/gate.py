@@ -7,6 +7,7 @@ crashes. Registering happens when a backend is forced, which is rare, so it is t
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,15 +20,17 @@ _changing = threading.RLock()
 
 
 def enter() -> None:
-    """Before a call; waits while a change is under way. `leave` has to follow, whatever happens."""
+    """Before a call; waits while a change is under way. `leave` has to follow, whatever happens in here."""
     _inside.append(_me())
     if _closed:
         _wait()
 
 
 def leave() -> None:
-    """After a call."""
-    _inside.remove(_me())
+    """After a call, also one that was interrupted before it was in."""
+    me = _me()
+    if me in _inside:
+        _inside.remove(me)
 
 
 def _wait() -> None:
@@ -53,3 +56,16 @@ def change() -> Iterator[None]:
             yield
         finally:
             _closed.pop()
+
+
+def _after_fork() -> None:
+    """The child has one thread; what the others were doing, they do not do here."""
+    global _changing
+    _inside[:] = [thread for thread in _inside if thread == _me()]
+    _closed[:] = [thread for thread in _closed if thread == _me()]
+    if not _closed:
+        _changing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

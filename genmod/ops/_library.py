@@ -79,8 +79,8 @@ def differentiate(
     Function.__name__ = Function.__qualname__ = f"genmod_{op}"
 
     def kernel(*inputs: Any) -> Any:
-        gate.enter()
         try:
+            gate.enter()
             if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
                 return Function.apply(*inputs)
             with below_autograd():
