@@ -121,7 +121,7 @@ def check(goal: Target, sample: Sample, backend: str) -> None:
         oracle = evaluate(goal.reference, goal, sample.map(_double))
     if backend == "auto" and goal.eager and backends.why_plain(goal.name, *sample.args, **sample.kwargs):
         # Stock PyTorch was taken, and is as exact as it is.
-        stock = evaluate(goal.eager, goal, sample)
+        stock = (s.to(e.dtype) for s, e in zip(evaluate(goal.eager, goal, sample), same_dtype, strict=True))
         same_dtype = [
             torch.where((s - o).abs() > (e - o).abs(), s, e) for s, e, o in zip(stock, same_dtype, oracle, strict=True)
         ]
