@@ -1,9 +1,9 @@
 """Malformed tensors into the C++ entry points, below every check that Python makes.
 
 Real calls of each dispatcher op are recorded from the samples of the specs, and one to three of their arguments are
-malformed. What may happen: an ordinary exception; or a result, which then has the shape, dtype and, where the reference
-accepts the call too, the values of the reference's. What may not: a crash, a read or write outside (when run on the
-sanitized build), a result where the reference refuses the call, and waiting for ever.
+malformed. What may happen: an ordinary exception; or a result, which then has the shape and dtype of the reference's,
+where that accepts the call too. What may not: a crash, a read or write outside (when run on the sanitized build), and
+waiting for ever.
 """
 
 from __future__ import annotations
@@ -23,8 +23,17 @@ from . import isolation, malformed
 from .report import Outcome
 
 #: What an op may raise. An AssertionError or a KeyError would be an accident, but a clean one.
-CLEAN = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AssertionError, KeyError, MemoryError)
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
+CLEAN = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    IndexError,
+    NotImplementedError,
+    AttributeError,
+    AssertionError,
+    KeyError,
+    MemoryError,
+)
 
 
 def corpus(every: int = 3) -> dict[str, list[tuple[Any, tuple[Any, ...]]]]:
@@ -79,36 +88,22 @@ class Attack:
         return self.compare(name, args, got) or "ok"
 
     def compare(self, name: str, args: list[Any], got: list[Tensor]) -> str:
-        """What is wrong with a result, or an empty string."""
+        """What is wrong with the form of a result, or an empty string. Values are the business of `properties`: the
+        reference computes again what a kernel is handed, such as statistics, and here that is anything."""
         try:
             with torch.no_grad():
                 expected = _tensors(backends.implementation("reference", name)(*args))
-        except Exception as error:
-            return f"accepted what the reference refuses ({type(error).__name__}: {str(error)[:150]})"
+        except Exception:
+            return ""
         for i, (a, b) in enumerate(zip(got, expected, strict=True)):
             if a.shape != b.shape or a.dtype != b.dtype:
                 return f"output {i} is {_text(a)}, the reference's {_text(b)}"
-            worst = _difference(a, b)
-            if worst > _TOLERANCE.get(a.dtype, 0):
-                return f"output {i} is off by {worst:.3g} of the largest"
         return ""
 
 
 def _tensors(value: Any) -> list[Tensor]:
     """Outputs, read from end to end: what lies outside of memory shows now."""
     return [t.clone() for t in battery.as_tuple(value)]
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference where both are finite, relative to the largest finite number; 0 if there is none."""
-    if not a.is_floating_point():
-        return float(not torch.equal(a, b))
-    x, y = a.double(), b.double()
-    both = x.isfinite() & y.isfinite()
-    if not both.any():
-        return 0.0
-    x, y = x[both], y[both]
-    return ((x - y).abs().max() / y.abs().max().clamp(min=1e-6)).item()
 
 
 def _endless(args: list[Any]) -> bool:
