@@ -4,6 +4,7 @@
 #   make test    the whole test suite                                 ARGS="-k gaussian" is passed on
 #   make bench   the benchmarks                                       ARGS is passed on
 #   make tables  the tables of README.md and docs/, from benchmarks/results/
+#   make stress  thousands of random cases, under sanitizers too   ARGS="properties --scale 0.1" is passed on
 #   make lint    ruff and mypy
 #   make docs    the documentation, into docs/_build
 #   make clean   remove what was built, and the environment
@@ -29,7 +30,7 @@ REACHABLE := $(PY) -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + 
 
 NATIVE_SOURCES := setup.py pyproject.toml constraints.txt $(shell find build_support csrc -type f -not -name '*.pyc')
 
-.PHONY: help demo test bench tables lint docs clean
+.PHONY: help demo test bench tables stress lint docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,6 +47,9 @@ bench: $(VENV)/.genmod-test
 
 tables: $(VENV)/.genmod-test
 	$(PY) -m genmod bench tables
+
+stress: $(VENV)/.genmod-test
+	$(PY) -m stress $(ARGS)
 
 lint: $(VENV)/.lint
 	$(PY) -m ruff check .

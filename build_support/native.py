@@ -132,6 +132,7 @@ class Builder:
     torch: Torch
     compiler: tuple[str, ...]
     cuda: Cuda | None
+    extra: tuple[str, ...] = ()  # flags that come last, of compiler and linker alike
 
     @property
     def csrc(self) -> Path:
@@ -148,7 +149,7 @@ class Builder:
                 pool.shutdown(cancel_futures=True)
                 raise
         library.parent.mkdir(parents=True, exist_ok=True)
-        link = [*self.compiler, *map(str, objects), "-o", str(library.absolute()), *self.link_flags()]
+        link = [*self.compiler, *map(str, objects), "-o", str(library.absolute()), *self.link_flags(), *self.extra]
         run(link, f"linking {library.name}", self.root)
 
     def units(self) -> list[Unit]:
@@ -157,7 +158,7 @@ class Builder:
             nvcc = (self.cuda.nvcc, *self.cuda.flags(), "-Icsrc")
             units += [Unit(source, "cuda", nvcc) for source in sorted((self.csrc / "cuda").glob("*.cu"))]
         kernel_sets = {
-            name: (*self.host(), *KERNEL_FLAGS, *flags, f"-DGENMOD_ISA={name}")
+            name: (*self.host(), *KERNEL_FLAGS, *flags, f"-DGENMOD_ISA={name}", *self.extra)
             for name, flags in instruction_sets().items()
         }
         for source in sorted((self.csrc / "cpu").glob("*.cpp")):
@@ -177,7 +178,7 @@ class Builder:
         # The map keeps this machine's folders out of the library, where torch's checks would put their __FILE__.
         includes = (f"-isystem{headers}", f"-fmacro-prefix-map={headers}/=", f"-isystem{sysconfig.get_path('include')}")
         cuda = ("-DGENMOD_WITH_CUDA", *(f"-I{f}" for f in self.cuda.folders("include"))) if self.cuda else ()
-        return (*self.host(), *REGISTRATION_FLAGS, *cuda, *includes)
+        return (*self.host(), *REGISTRATION_FLAGS, *cuda, *includes, *self.extra)
 
     def link_flags(self) -> list[str]:
         extra = shlex.split(os.environ.get("LDFLAGS", ""))

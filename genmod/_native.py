@@ -7,6 +7,7 @@ A package without it is complete, only slower on the CPU, so nothing here raises
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ def build_record() -> dict[str, Any]:
 
 
 def _load() -> tuple[bool, str]:
-    library = next((f for f in sorted(_FOLDER.glob("_C.*")) if f.suffix == ".so"), None)
+    named = os.environ.get("GENMOD_LIBRARY")  # another build of csrc/, such as one with sanitizers
+    library = Path(named) if named else next((f for f in sorted(_FOLDER.glob("_C.*")) if f.suffix == ".so"), None)
     if library is None:
         why = build_record().get("why_not_native") or "there is no genmod/_C in this installation"
         return False, f"not built: {why}"

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from genmod import _native
+from genmod import _native, gate
 
 NAMES = ("reference", "cpp", "triton", "cuda")
 
@@ -33,7 +33,8 @@ _FAMILY_OF: dict[str, str] = {}
 _OP_OF: dict[str, str] = {}
 #: public function -> why a call of it takes plain PyTorch though there is a kernel; "" where it does not.
 _WHY_PLAIN: dict[str, Callable[..., str]] = {}
-_forced: list[str] = []
+#: What open contexts force, the last opened last; each a list of its own, so that whichever closes finds its entry.
+_forced: list[list[str]] = []
 
 
 class Status(NamedTuple):
@@ -110,7 +111,13 @@ def _interpreting() -> bool:
 
 def forced() -> str | None:
     """The backend that is forced now, if any."""
-    return _forced[-1] if _forced and _forced[-1] != "auto" else None
+    name = _last_forced()
+    return None if name == "auto" else name
+
+
+def _last_forced() -> str:
+    last = _forced[-1:]  # one look: another thread may be closing its context
+    return last[0][0] if last else "auto"
 
 
 def implementation(backend: str, op: str) -> Callable[..., Any]:
@@ -145,7 +152,9 @@ def backend(name: str) -> Iterator[None]:
     """Force one backend, forward and backward, for the whole process while the context is open.
 
     The backend must be able to run, here and on the tensors given, or an error says why it cannot: nothing falls back.
-    It holds for all threads, since autograd runs the backward of CUDA tensors in threads of its own.
+    It holds for all threads, since autograd runs the backward of CUDA tensors in threads of its own; where several
+    threads open contexts, what was opened last and is still open holds. Opening and closing wait until no other thread
+    is in a call of genmod; what `torch.compile` made calls kernels past that, so leave it alone meanwhile.
 
     Args:
         name: "reference", "cpp" (CPU), "triton" (CUDA; CPU under TRITON_INTERPRET=1), "cuda" (CUDA C++) or "auto",
@@ -160,13 +169,16 @@ def backend(name: str) -> Iterator[None]:
     reason = "" if name == "auto" else _missing(name)
     if reason:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
-    _forced.append(name)
+    entry = [name]
     try:
-        _install(name)
+        with gate.change():
+            _forced.append(entry)
+            _install(name)
         yield
     finally:
-        _forced.pop()
-        _install(_forced[-1] if _forced else "auto")
+        with gate.change():
+            _forced[:] = [other for other in _forced if other is not entry]
+            _install(_last_forced())
 
 
 _overrides: torch.library.Library | None = None

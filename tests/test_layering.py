@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. A unit may import those below its floor; "genmod" is the public face, genmod/__init__.py.
 FLOORS = [
-    {"_native", "backends", "layout", "measure", "registry"},
+    {"_native", "backends", "gate", "layout", "measure", "registry"},
     {"reference", "kernels"},
     {"ops"},
     {"explain", "nn", "penalties", "specs", "swap"},
@@ -32,6 +32,7 @@ FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 # Neighbours that may know each other, one way.
 BESIDE = {
     ("backends", "_native"),
+    ("backends", "gate"),
     ("kernels", "reference"),
     ("swap", "nn"),
     ("swap", "penalties"),

@@ -72,9 +72,13 @@ template <class A, class C> static auto slope_tile(const NormShared& p) {
 }
 template <class A> static Bound<A> bound_of(const NormShared& p) { return {(A)p.negative_slope, (A)p.gain, (A)p.clamp}; }
 
+// Where statistics do not depend on x there is no tilt, and an infinite x or a NaN must not get into the gradient by it.
 template <class A, class C>
 static void gradient_tile(const A* __restrict x, const A* __restrict dz, A* __restrict dx, C mean, C slope, C tilt, C level, int64_t n) {
-  for (int64_t i = 0; i < n; i++) dx[i] = dz[i] * pick<A>(slope, i) + ((x[i] - pick<A>(mean, i)) * pick<A>(tilt, i) + pick<A>(level, i));
+  for (int64_t i = 0; i < n; i++) {
+    const A bend = pick<A>(tilt, i), bent = (x[i] - pick<A>(mean, i)) * bend;
+    dx[i] = dz[i] * pick<A>(slope, i) + ((bend == 0 ? A(0) : bent) + pick<A>(level, i));
+  }
 }
 
 // The same from a dz that lies where dx is to be.

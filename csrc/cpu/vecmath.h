@@ -23,13 +23,14 @@ GENMOD_INLINE float select_bits(int32_t mask, float yes, float no) {
 }
 
 GENMOD_INLINE Exp<float> exp_parts(float x) {
-  // Beyond these bounds 2^k below is infinite or zero. A NaN compares false and passes through.
+  // Beyond these bounds the result is infinite or zero. A NaN compares false and passes through.
   float c = select_bits(-(int32_t)(x > 89.f), 89.f, x);
   c = select_bits(-(int32_t)(x < -88.f), -88.f, c);
   // Adding 1.5 * 2^23 rounds to an integer that sits in the low mantissa bits; 127 more make it an exponent.
   const float magic = 12582912.f + 127.f;
-  const float t = c * 1.44269504088896341f + magic;
-  const float k = t - magic, scale = bits_float((int32_t)((uint32_t)float_bits(t) << 23));  // 2^k
+  const int32_t rounded = float_bits(c * 1.44269504088896341f + magic), most = 0x4b4000fe;  // that of k = 127
+  const int32_t t = rounded < most ? rounded : most;  // 2^128 is infinite, which a negative r would make a NaN
+  const float k = bits_float(t) - magic, scale = bits_float((int32_t)((uint32_t)t << 23));  // 2^k
   float r = c - k * 0.693359375f;
   r = r - k * -2.12194440e-4f;
   float p = 1.9875691500e-4f;

@@ -19,8 +19,9 @@ Curve parse_curve(const std::string& name) {
 }
 
 double number(const Tensor& t) {
-  STD_TORCH_CHECK(t.numel() == 1, "genmod: a center is one number");
-  return dtype_of(t) == Dtype::f64 ? *(const double*)t.const_data_ptr() : (double)*(const float*)t.const_data_ptr();
+  const bool wide = t.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(t.numel() == 1 && (wide || t.scalar_type() == ScalarType::Float), "genmod: a center is one float32 or float64 number");
+  return wide ? *(const double*)t.const_data_ptr() : (double)*(const float*)t.const_data_ptr();
 }
 
 // Both sides as the kernel reads them. Keeps alive the dense copies of what does not lie densely in its format.
@@ -57,6 +58,7 @@ struct Logits {
     set(p.fake, fake, terms.data() + 3, reduction);
     if (fake_center) p.fake.shift -= number(*fake_center);
     STD_TORCH_CHECK(!(paired || (r && reduction == "none")) || real_sizes == fake_sizes, "genmod: real and fake must have one shape");
+    STD_TORCH_CHECK(reduction == "none" || reduction == "mean" || reduction == "sum", "genmod: reduction must be 'none', 'mean' or 'sum', got '", reduction, "'");
     p.numel = p.real.numel > p.fake.numel ? p.real.numel : p.fake.numel;
   }
 
@@ -126,6 +128,7 @@ std::tuple<Tensor, Tensor> adversarial_backward(const Tensor& grad, const std::o
                                                 int64_t wanted) {
   Logits logits(real, fake, real_center, fake_center, curve, terms, paired, reduction);
   STD_TORCH_CHECK(grad.scalar_type() == logits.accumulate, "genmod: the gradient of a loss is float32 (float64 for float64 logits)");
+  STD_TORCH_CHECK(reduction == "none" ? has_sizes(grad, logits.fake_sizes) : grad.numel() == 1, "genmod: the gradient of a loss must have its shape");
   const auto result = logits.derivatives(fake.scalar_type(), wanted);
   const Tensor dense = densified(grad, logits.real ? logits.real_format : logits.fake_format);
   logits.p.grad = dense.const_data_ptr();

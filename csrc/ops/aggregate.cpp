@@ -22,6 +22,11 @@ template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t)
 
 const AggregateKernels& kernels() { return GENMOD_SELECT(aggregate_kernels); }
 
+const Tensor& matrix(const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 2, "genmod: expected a matrix");
+  return t;
+}
+
 // A matrix, dense and in the type of the arithmetic.
 struct Matrix {
   Dtype dtype;
@@ -29,8 +34,7 @@ struct Matrix {
   int64_t rows, dims;
   Tensor dense;
 
-  explicit Matrix(const Tensor& t) : dtype(dtype_of(t)), wide(dtype == Dtype::f64), rows(t.size(0)), dims(t.size(1)), dense(densified(t, MemoryFormat::Contiguous)) {
-    STD_TORCH_CHECK(t.dim() == 2, "genmod: expected a matrix");
+  explicit Matrix(const Tensor& t) : dtype(dtype_of(t)), wide(dtype == Dtype::f64), rows(matrix(t).size(0)), dims(t.size(1)), dense(densified(t, MemoryFormat::Contiguous)) {
     if (item_size(dtype) == 2) {
       Tensor widened = scratch(rows, dims);
       run(kernels().widen, Cast{dtype, dense.const_data_ptr(), widened.mutable_data_ptr()}, rows * dims, 1);
@@ -62,8 +66,9 @@ Tensor scalar(double value, const Matrix& like) {
   return out;
 }
 
-double value_of(const std::optional<Tensor>& t) {
+double value_of(const std::optional<Tensor>& t, const Matrix& like) {
   if (!t) return 0;
+  STD_TORCH_CHECK(t->numel() == 1 && t->scalar_type() == accumulate_type(like.dtype), "genmod: the gradient of a loss is one number, float32 (float64 for float64 inputs)");
   return t->scalar_type() == ScalarType::Double ? *(const double*)t->const_data_ptr() : *(const float*)t->const_data_ptr();
 }
 
@@ -80,7 +85,7 @@ struct Batch {
     z.check_like(mean);
     z.check_like(logvar);
     STD_TORCH_CHECK(mean.rows == logvar.rows, "genmod: mean and logvar must have one shape");
-    STD_TORCH_CHECK(first_row >= 0 && first_row + z.rows <= mean.rows, "genmod: the rows of z must be rows of mean");
+    STD_TORCH_CHECK(first_row >= 0 && z.rows <= mean.rows && first_row <= mean.rows - z.rows, "genmod: the rows of z must be rows of mean");
     const int64_t stride = stride_of(mean.rows), size = z.dims * stride * (z.wide ? 8 : 4);
     columns = mean.scratch(3 * z.dims, stride);
     char* data = (char*)columns.mutable_data_ptr();
@@ -136,10 +141,11 @@ std::tuple<Tensor, Tensor, Tensor> total_correlation_backward(const std::optiona
   TotalCorrelationBackward b{};
   b.forward = batch.p;
   TotalCorrelation& p = b.forward;
+  STD_TORCH_CHECK(has_sizes(logs, {p.rows, p.dims + 1}) && logs.scalar_type() == accumulate_type(batch.z.dtype), "genmod: logs must be those of the forward pass");
   const Tensor dense = torch::stable::contiguous(logs);
   p.logs = const_cast<void*>(dense.const_data_ptr());
   const double share = 1. / (double)p.batch;
-  const double information = value_of(grad_mutual_information) * share, correlation = value_of(grad_total_correlation) * share, kl = value_of(grad_dimension_kl) * share;
+  const double information = value_of(grad_mutual_information, batch.z) * share, correlation = value_of(grad_total_correlation, batch.z) * share, kl = value_of(grad_dimension_kl, batch.z) * share;
   b.to_joint = correlation - information;
   b.to_marginals = kl - correlation;
   b.to_own = information;
@@ -177,12 +183,16 @@ struct Discrepancy {
   PairKernel kernel;
   const std::vector<double>& widths;
 
-  Discrepancy(const Tensor& x_, const Tensor& y_, const std::optional<Tensor>& all_x_, const std::optional<Tensor>& all_y_, const std::string& name, const std::vector<double>& widths)
+  Discrepancy(const Tensor& x_, const Tensor& y_, const std::optional<Tensor>& all_x_, const std::optional<Tensor>& all_y_, int64_t first_x, int64_t first_y, const std::string& name, const std::vector<double>& widths)
       : x(x_), y(y_), kernel(name == "rbf" ? PairKernel::rbf : PairKernel::imq), widths(widths) {
     STD_TORCH_CHECK(name == "imq" || name == "rbf", "genmod: kernel must be 'imq' or 'rbf', got '", name, "'");
     if (all_x_) all_x.emplace(*all_x_);
     if (all_y_) all_y.emplace(*all_y_);
     for (const Points* other : std::initializer_list<const Points*>{&y, &columns_x(), &columns_y()}) x.rows.check_like(other->rows);
+    STD_TORCH_CHECK(inside(x, first_x, columns_x()) && inside(y, first_y, columns_y()), "genmod: the rows of x and y must be rows of all_x and all_y");
+  }
+  static bool inside(const Points& some, int64_t first, const Points& all) {
+    return first >= 0 && some.rows.rows <= all.rows.rows && first <= all.rows.rows - some.rows.rows;
   }
   const Points& columns_x() const { return all_x ? *all_x : x; }
   const Points& columns_y() const { return all_y ? *all_y : y; }
@@ -237,7 +247,7 @@ struct Discrepancy {
 
 Tensor mmd(const Tensor& x, const Tensor& y, const std::optional<Tensor>& all_x, const std::optional<Tensor>& all_y, int64_t first_x, int64_t first_y,
            const std::string& kernel, std::vector<double> widths, bool unbiased) {
-  const Discrepancy m(x, y, all_x, all_y, kernel, widths);
+  const Discrepancy m(x, y, all_x, all_y, first_x, first_y, kernel, widths);
   const double total = Discrepancy::within(m.columns_x(), unbiased) * m.sum(m.x, m.columns_x(), unbiased, first_x) +
                        Discrepancy::within(m.columns_y(), unbiased) * m.sum(m.y, m.columns_y(), unbiased, first_y) + m.between() * m.sum(m.x, m.columns_y(), false, 0);
   return scalar(total, m.x.rows);
@@ -246,8 +256,8 @@ Tensor mmd(const Tensor& x, const Tensor& y, const std::optional<Tensor>& all_x,
 std::tuple<Tensor, Tensor, Tensor, Tensor> mmd_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const std::optional<Tensor>& all_x,
                                                         const std::optional<Tensor>& all_y, int64_t first_x, int64_t first_y, const std::string& kernel,
                                                         std::vector<double> widths, bool unbiased, int64_t wanted) {
-  const Discrepancy m(x, y, all_x, all_y, kernel, widths);
-  const double g = value_of(grad), of_x = g * Discrepancy::within(m.columns_x(), unbiased), of_y = g * Discrepancy::within(m.columns_y(), unbiased), of_both = g * m.between();
+  const Discrepancy m(x, y, all_x, all_y, first_x, first_y, kernel, widths);
+  const double g = value_of(grad, m.x.rows), of_x = g * Discrepancy::within(m.columns_x(), unbiased), of_y = g * Discrepancy::within(m.columns_y(), unbiased), of_both = g * m.between();
   const auto want = [&](int bit) { return (wanted >> bit & 1) != 0; };
   Tensor d_x = m.x.rows.nothing(), d_y = m.y.rows.nothing(), d_all_x = m.x.rows.nothing(), d_all_y = m.y.rows.nothing();
   // A pair pulls its row, and its column just as much the other way; a point that is both is pulled twice.

@@ -17,7 +17,7 @@ struct Noise {
   std::optional<Tensor> dense;
   Noise(const std::optional<Tensor>& noise, const Gaussian& g) {
     if (noise) {
-      STD_TORCH_CHECK(noise->numel() == g.numel && dtype_of(*noise) == g.dtype, "genmod: noise must have the mean's shape and dtype");
+      STD_TORCH_CHECK(has_sizes(*noise, g.mean.sizes) && dtype_of(*noise) == g.dtype, "genmod: noise must have the mean's shape and dtype");
       dense = densified(*noise, g.format);
     }
   }
@@ -94,8 +94,8 @@ std::tuple<Tensor, Tensor> sample_kl_backward(const std::optional<Tensor>& grad_
   std::optional<LossGrad> gkl;
   if (grad_z) {
     eps.set(p, seed);
+    STD_TORCH_CHECK(has_sizes(*grad_z, g.mean.sizes) && dtype_of(*grad_z) == g.dtype, "genmod: the gradient of z must have its shape and dtype");
     gz = densified(*grad_z, g.format);
-    STD_TORCH_CHECK(gz->numel() == p.numel && dtype_of(*gz) == g.dtype, "genmod: the gradient of z must have its shape and dtype");
     p.grad_z = gz->const_data_ptr();
   }
   if (grad_kl) gkl = set_grad_kl(p, *grad_kl, reduction, g);

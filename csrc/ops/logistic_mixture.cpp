@@ -13,6 +13,11 @@ Tensor even(const Tensor& t, MemoryFormat f) {
   return is_even ? t : torch::stable::contiguous(t, f);
 }
 
+const Tensor& image(const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 4, "genmod: expected an image tensor [B, C, H, W]");
+  return t;
+}
+
 // Of a tensor that the caller keeps alive.
 Planes planes(const Tensor& t) {
   const int64_t step = t.size(3) == 1 ? t.stride(2) : t.stride(3);
@@ -28,9 +33,10 @@ struct Inputs {
 
   template <class Params>
   Inputs(Params& p, const Tensor& o, const Tensor& t, const std::optional<Tensor>& w, int64_t bins, double min_log_scale)
-      : format(format_of(View(o))), output(even(o, format)), target(even(t, MemoryFormat::Contiguous)), type(accumulate_type(dtype_of(o))) {
+      : format(format_of(View(image(o)))), output(even(o, format)), target(even(image(t), MemoryFormat::Contiguous)), type(accumulate_type(dtype_of(o))) {
+    STD_TORCH_CHECK(bins > 1, "genmod: bins must be at least 2");
     const int64_t channels = t.size(1), each = channels == 3 ? 10 : 3;
-    STD_TORCH_CHECK((channels == 1 || channels == 3) && o.size(1) % each == 0, "genmod: output must have 10 K channels for RGB, 3 K for grey");
+    STD_TORCH_CHECK((channels == 1 || channels == 3) && o.size(1) > 0 && o.size(1) % each == 0, "genmod: output must have 10 K channels for RGB, 3 K for grey");
     STD_TORCH_CHECK(t.size(0) == o.size(0) && t.size(2) == o.size(2) && t.size(3) == o.size(3), "genmod: output and target must have one batch and size");
     if (dtype_of(t) == Dtype::f64 && type == ScalarType::Float) target = torch::stable::to(target, ScalarType::Float);
     p.rgb = channels == 3;
@@ -90,6 +96,8 @@ Tensor logistic_mixture_nll_backward(const Tensor& grad, const Tensor& output, c
   const Inputs inputs(p, output, target, weight, bins, min_log_scale);
   const Reduction how(reduction, p.batch, p.batch * p.pixels);
   STD_TORCH_CHECK(grad.scalar_type() == inputs.type, "genmod: the gradient of a loss is float32 (float64 for float64 inputs)");
+  STD_TORCH_CHECK(how.per_element ? has_sizes(grad, {p.batch, output.size(2), output.size(3)}) : grad.numel() == (how.per_sample ? p.batch : 1),
+                  "genmod: the gradient of a loss must have its shape");
   const Tensor dense = torch::stable::contiguous(grad);
   p.grad = dense.const_data_ptr();
   p.grad_batch = how.per_element ? p.pixels : how.per_sample ? 1 : 0;

@@ -53,6 +53,8 @@ struct LossGrad {
 
   LossGrad(const Tensor& grad, const View& like, MemoryFormat format, const std::string& name)
       : reduction(name, like.sizes[0], like.numel()), dense(densified(grad, reduction.per_element ? format : MemoryFormat::Contiguous)) {
+    STD_TORCH_CHECK(reduction.per_element ? has_sizes(grad, like.sizes) : grad.numel() == (reduction.per_sample ? like.sizes[0] : 1),
+                    "genmod: the gradient of a loss must have its shape");
     STD_TORCH_CHECK(grad.scalar_type() == accumulate_type(dtype_of(like.tensor)), "genmod: the gradient of a loss is float32 (float64 for float64 inputs)");
     sample = reduction.per_sample && like.sizes[0] ? like.numel() / like.sizes[0] : like.numel();
   }

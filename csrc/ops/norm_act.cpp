@@ -23,8 +23,9 @@ Activation parse_activation(const std::string& name) {
 }
 
 // Parameters and statistics are short: plain loops here, and the dispatcher's conversion for half precision only.
-std::vector<double> in_double(const std::optional<Tensor>& t) {
+std::vector<double> in_double(const std::optional<Tensor>& t, int64_t count) {
   if (!t) return {};
+  STD_TORCH_CHECK(t->numel() == count, "genmod: expected parameters and statistics of ", count, " numbers, got one of ", t->numel());
   const ScalarType type = t->scalar_type();
   const bool full = type == ScalarType::Float || type == ScalarType::Double;
   const Tensor dense = densified(full ? *t : torch::stable::to(*t, ScalarType::Float), MemoryFormat::Contiguous);
@@ -60,7 +61,9 @@ struct NormInput {
   NormCut cut{};
 
   NormInput(const Tensor& given, Over over, int64_t groups) : dtype(dtype_of(given)), format(format_of(View(given))), x(densified(given, format)), sizes(given.sizes().vec()) {
+    STD_TORCH_CHECK(sizes.size() >= 2, "genmod: expected a tensor [N, C, ...]");
     const int64_t samples = sizes[0], channels = sizes[1];
+    STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "genmod: the number of groups must divide that of the channels");
     int64_t space = 1;
     for (size_t d = 2; d < sizes.size(); d++) space *= sizes[d];
     const bool last = format != MemoryFormat::Contiguous, group = over == Over::group;
@@ -92,7 +95,7 @@ struct NormInput {
 
   // Another tensor of x's shape and dtype, as dense as x.
   Tensor alike(const Tensor& t) const {
-    STD_TORCH_CHECK(t.numel() == numel() && dtype_of(t) == dtype, "genmod: tensors that go together must have one shape and dtype");
+    STD_TORCH_CHECK(has_sizes(t, sizes) && dtype_of(t) == dtype, "genmod: tensors that go together must have one shape and dtype");
     return densified(t, format);
   }
 };
@@ -122,8 +125,9 @@ void through_blocks(const NormCut& cut, int64_t numel, First&& first, Finish&& f
   torch::stable::parallel_for(0, pieces, grain(pieces), second);
 }
 
-NormParameters parameters(const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& scale = std::nullopt, const std::optional<Tensor>& shift = std::nullopt) {
-  return {in_double(weight), in_double(bias), in_double(scale), in_double(shift)};
+NormParameters parameters(const NormInput& in, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& scale = std::nullopt, const std::optional<Tensor>& shift = std::nullopt) {
+  const int64_t channels = in.cut.channels, each = in.sizes[0] * channels;
+  return {in_double(weight, channels), in_double(bias, channels), in_double(scale, each), in_double(shift, each)};
 }
 
 template <class Params> void set_shared(Params& p, const NormInput& in, NormCoefficients& k, const std::string& activation, double negative_slope) {
@@ -254,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act(const Tensor& x, const
                                                           const std::optional<Tensor>& bias, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
                                                           int64_t num_groups, double eps, const std::string& activation, double negative_slope) {
   const NormInput in(x, Over::group, num_groups);
-  Forward f = forward(in, residual, parameters(weight, bias, scale, shift), nullptr, nullptr, eps, activation, negative_slope);
+  Forward f = forward(in, residual, parameters(in, weight, bias, scale, shift), nullptr, nullptr, eps, activation, negative_slope);
   const std::vector<int64_t> sizes{in.sizes[0], num_groups};
   return {f.y, f.sum, from_double(f.mean, sizes, x, in.wide()), from_double(rstd_of(f.variance, eps), sizes, x, in.wide())};
 }
@@ -265,8 +269,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backward(const
                                                                            const Tensor& rstd, int64_t num_groups, double, const std::string& activation,
                                                                            double negative_slope, int64_t wanted) {
   const NormInput in(x, Over::group, num_groups);
-  const NormParameters given = parameters(weight, bias, scale, shift);
-  const std::vector<double> means = in_double(mean), rstds = in_double(rstd);
+  const NormParameters given = parameters(in, weight, bias, scale, shift);
+  const int64_t statistics = in.sizes[0] * num_groups;
+  const std::vector<double> means = in_double(mean, statistics), rstds = in_double(rstd, statistics);
   const int64_t together = in.cut.statistic_channels;
   NormCoefficients k(in.cut);
   NormBackward p{};
@@ -286,12 +291,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x, const
                                                           double negative_slope) {
   const NormInput in(x, training ? Over::batch : Over::nothing, 1);
   if (training) {
-    Forward f = forward(in, residual, parameters(weight, bias), nullptr, nullptr, eps, activation, negative_slope);
+    Forward f = forward(in, residual, parameters(in, weight, bias), nullptr, nullptr, eps, activation, negative_slope);
     return {f.y, f.sum, from_double(f.mean, {in.cut.channels}, x, in.wide()), from_double(f.variance, {in.cut.channels}, x, in.wide())};
   }
   STD_TORCH_CHECK(running_mean && running_var, "genmod: evaluation uses the running statistics");
-  const std::vector<double> mean = in_double(running_mean), var = in_double(running_var);
-  Forward f = forward(in, residual, parameters(weight, bias), &mean, &var, eps, activation, negative_slope);
+  const std::vector<double> mean = in_double(running_mean, in.cut.channels), var = in_double(running_var, in.cut.channels);
+  Forward f = forward(in, residual, parameters(in, weight, bias), &mean, &var, eps, activation, negative_slope);
   return {f.y, f.sum, empty({0}, x, in.wide()), empty({0}, x, in.wide())};
 }
 
@@ -299,8 +304,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, c
                                                            const std::optional<Tensor>& bias, const Tensor& mean, const Tensor& var, bool training, double eps,
                                                            const std::string& activation, double negative_slope, int64_t wanted) {
   const NormInput in(x, training ? Over::batch : Over::nothing, 1);
-  const NormParameters given = parameters(weight, bias);
-  const std::vector<double> means = in_double(mean), rstds = rstd_of(in_double(var), eps);
+  const NormParameters given = parameters(in, weight, bias);
+  const std::vector<double> means = in_double(mean, in.cut.channels), rstds = rstd_of(in_double(var, in.cut.channels), eps);
   NormCoefficients k(in.cut);
   NormBackward p{};
   set_shared(p, in, k, activation, negative_slope);
@@ -329,7 +334,7 @@ Tensor bias_act(const Tensor& x, const std::optional<Tensor>& bias, const std::s
   const NormInput in(x, Over::nothing, 1);
   NormCoefficients k(in.cut);
   NormForward p{};
-  set_bias(p, in, k, parameters(std::nullopt, bias), activation, negative_slope, gain, clamp);
+  set_bias(p, in, k, parameters(in, std::nullopt, bias), activation, negative_slope, gain, clamp);
   Tensor y = in.like_x();
   p.y = y.mutable_data_ptr();
   const NormKernels& kernels = GENMOD_SELECT(norm_kernels);
@@ -340,7 +345,7 @@ Tensor bias_act(const Tensor& x, const std::optional<Tensor>& bias, const std::s
 std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& bias, const std::string& activation, double negative_slope,
                                              double gain, double clamp, int64_t wanted) {
   const NormInput in(x, Over::nothing, 1);
-  const NormParameters given = parameters(std::nullopt, bias);
+  const NormParameters given = parameters(in, std::nullopt, bias);
   NormCoefficients k(in.cut);
   NormBackward p{};
   set_bias(p, in, k, given, activation, negative_slope, gain, clamp);

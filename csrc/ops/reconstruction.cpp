@@ -36,6 +36,7 @@ struct Inputs {
   Inputs(Reconstruction& p, const Tensor& output, const Tensor& target, const std::optional<Tensor>& log_scale, const std::optional<Tensor>& weight,
          const std::string& kind, bool packed, double fixed, std::optional<double> min_log_scale, int64_t bins)
       : view(packed ? View::half(output, 0) : View(output)), packed(packed), format(format_of(view)) {
+    STD_TORCH_CHECK(!(packed && log_scale), "genmod: a packed output holds its log-scale");
     const bool per_element = packed || (log_scale && log_scale->dim() > 0);
     std::vector<View> views{view, View(target)};
     if (per_element) views.push_back(packed ? View::half(output, 1) : View(*log_scale));

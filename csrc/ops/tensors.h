@@ -33,6 +33,8 @@ inline int64_t item_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32
 // Sums are returned in float32, in float64 for float64 inputs.
 inline ScalarType accumulate_type(Dtype d) { return d == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
 
+inline bool has_sizes(const Tensor& t, const std::vector<int64_t>& sizes) { return t.sizes().vec() == sizes; }
+
 // A tensor's geometry, or one half of a packed [B, 2C, ...] tensor's, without making a view of it.
 struct View {
   Tensor tensor;
@@ -80,7 +82,8 @@ inline Cut collapse(const View& v, MemoryFormat f) {
       cols = expected;
       stride = expected = step;
     }
-    expected *= size;
+    // Strides of an empty tensor may be anything.
+    if (__builtin_mul_overflow(expected, size, &expected)) return {false, 0, 0};
   }
   if (cut) return {true, cols, stride};
   return {true, expected, expected};

@@ -53,7 +53,7 @@ struct Problem {
   MemoryFormat format, weight_format;
   bool channels_last;
   int64_t batch, inputs, outputs, groups, height, width;
-  int64_t samples, rows;  // of a tile: whole samples, or some rows of one
+  int64_t samples = 0, rows = 0;  // of a tile: whole samples, or some rows of one
 
   Problem(const Tensor& x, const Tensor& weight, int64_t groups)
       : dtype(dtype_of(x)),
@@ -69,20 +69,22 @@ struct Problem {
         height(x.size(2)),
         width(x.size(3)) {
     STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && groups > 0 &&
-                        weight.size(1) * groups == inputs && outputs % groups == 0,
+                        inputs % groups == 0 && weight.size(1) == inputs / groups && outputs % groups == 0,
                     "genmod: expected x [N, C, H, W] and a weight [Cout, C / groups, 3, 3]");
     STD_TORCH_CHECK(dtype_of(weight) == dtype, "genmod: x and weight must have one dtype");
+    if (empty()) return;
     const int64_t pixels = std::max<int64_t>(1, kTileBytes / (9 * out() * item));
     samples = std::min(batch, std::max<int64_t>(1, pixels / (height * width)));
     const int64_t tiles = samples > 1 ? 1 : (height * width + pixels - 1) / pixels;
     rows = std::min(height, std::max<int64_t>(4, (height + tiles - 1) / tiles));
   }
 
+  bool empty() const { return !batch || !outputs || !height || !width; }  // nothing comes out
   int64_t in() const { return inputs / groups; }
   int64_t out() const { return outputs / groups; }
   int64_t pixels() const { return height * width; }
   bool wide() const { return dtype == Dtype::f32 || dtype == Dtype::f64; }
-  Tensor scratch(int64_t elements, const Tensor& like) const { return empty({elements}, like, type); }
+  Tensor scratch(int64_t elements, const Tensor& like) const { return genmod::empty({elements}, like, type); }
 
   // Taps of `rows` rows of `samples` samples.
   Image taps(void* data, int64_t samples, int64_t rows) const {
@@ -195,7 +197,8 @@ void keep(const Problem& p, const Image& taps, int64_t rows, int64_t kept) {
 Tensor upsample_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t groups) {
   const Problem p(x, weight, groups);
   Tensor y = empty({p.batch, p.outputs, 2 * p.height, 2 * p.width}, x, x.scalar_type(), p.format);
-  if (y.numel() == 0) return y;
+  STD_TORCH_CHECK(!bias || has_sizes(*bias, {p.outputs}), "genmod: bias must have as many elements as there are output channels");
+  if (p.empty()) return y;
   const Tensor dense = densified(x, p.format);
   const Weight w(p, x);
   w.pack(weight);
@@ -247,8 +250,12 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, 
   Tensor d_x = want_x ? empty(x.sizes().vec(), x, x.scalar_type(), p.format) : empty({0}, x, x.scalar_type());
   Tensor d_weight = want_weight ? empty(weight.sizes().vec(), x, x.scalar_type(), p.weight_format) : empty({0}, x, x.scalar_type());
   Tensor d_bias = want_bias ? bias_gradient(grad, p) : empty({0}, x, x.scalar_type());
-  if (want_weight && p.batch == 0) torch::stable::zero_(d_weight);
-  if (p.batch == 0 || !(want_x || want_weight)) return {d_x, d_weight, d_bias};
+  if (p.empty()) {
+    if (want_x) torch::stable::zero_(d_x);
+    if (want_weight) torch::stable::zero_(d_weight);
+    return {d_x, d_weight, d_bias};
+  }
+  if (!(want_x || want_weight)) return {d_x, d_weight, d_bias};
 
   const Tensor image = densified(grad, p.format), dense = want_weight ? densified(x, p.format) : x;
   const Weight w(p, x), sum(p, x), part(p, x);

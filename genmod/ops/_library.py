@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genmod import backends
+from genmod import backends, gate
 
 LIBRARY = torch.library.Library("genmod", "DEF")
 
@@ -79,10 +79,14 @@ def differentiate(
     Function.__name__ = Function.__qualname__ = f"genmod_{op}"
 
     def kernel(*inputs: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
-            return Function.apply(*inputs)
-        with below_autograd():
-            return overload(*inputs)
+        try:
+            gate.enter()
+            if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
+                return Function.apply(*inputs)
+            with below_autograd():
+                return overload(*inputs)
+        finally:
+            gate.leave()
 
     def call(*inputs: Any) -> Any:
         # A graph being traced should hold the op, not what its autograd is made of.

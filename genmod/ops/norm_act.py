@@ -79,7 +79,7 @@ def group_norm_act(
     _check_optional(x, (channels,), weight=weight, bias=bias)
     _check_optional(x, (x.shape[0], channels), scale=scale, shift=shift)
     _check_options(x, residual, eps, activation, negative_slope)
-    if _stock_is_faster(x):
+    if _stock_is_faster(x) and _of_one_dtype(weight, bias):
         total = x if residual is None else x + residual
         y = _stock_group_norm(total, num_groups, weight, bias, eps, scale, shift)
         y = activations.apply(activation, y, negative_slope)
@@ -152,7 +152,7 @@ def batch_norm_act(
         raise ValueError(f"momentum: got {momentum}, expected a number from 0 to 1")
     if training and _per_channel_count(x) == 1:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than one value per channel in training")
-    if _stock_is_faster(x):
+    if _stock_is_faster(x) and _of_one_dtype(weight, bias, running_mean, running_var):
         total = x if residual is None else x + residual
         y = F.batch_norm(total, running_mean, running_var, weight, bias, training, momentum, eps)
         y = activations.apply(activation, y, negative_slope)
@@ -252,6 +252,11 @@ def _stock_is_faster(x: Tensor) -> bool:
     # A forced backend must run, autocast would cast, and stock group norm gives channels_last up.
     plain = backends.forced() is None and not torch.is_autocast_enabled("cpu")
     return plain and layout.memory_format_of(x) == torch.contiguous_format
+
+
+def _of_one_dtype(*parameters: Tensor | None) -> bool:
+    """What stock PyTorch asks of the parameters of half-precision inputs, which may be float32 too."""
+    return len({p.dtype for p in parameters if p is not None}) <= 1
 
 
 def _stock_group_norm(
@@ -454,7 +459,9 @@ _bias_act_backward = differentiate_backward("bias_act_backward")
 
 def _why_plain(x: Tensor, *args: object, **kwargs: object) -> str:
     """For `genmod.explain`."""
-    return f"stock PyTorch is faster below {_SMALL} elements" if _stock_is_faster(x) else ""
+    parameters = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() == 1)
+    stock = _stock_is_faster(x) and _of_one_dtype(*parameters)
+    return f"stock PyTorch is faster below {_SMALL} elements" if stock else ""
 
 
 for _name in ("group_norm_act", "batch_norm_act"):

@@ -93,12 +93,12 @@ def _derivatives(kind: str, x: Tensor, t: Tensor, s: Tensor, bins: int) -> tuple
     if kind == "mse":
         return -2 * difference, torch.zeros_like(x)
     if kind == "l1":
-        return -difference.sign(), torch.zeros_like(x)
+        return -_sign(difference), torch.zeros_like(x)
     precision = (-s).exp()
     if kind == "gaussian":
         return -difference * precision, 0.5 - 0.5 * difference.square() * precision
     if kind == "laplace":
-        return -difference.sign() * precision, 1 - difference.abs() * precision
+        return -_sign(difference) * precision, 1 - difference.abs() * precision
     half = 1 / (bins - 1)
     p, m = (difference + half) * precision, (difference - half) * precision
     first, last = t < half - 1, t > 1 - half
@@ -107,6 +107,10 @@ def _derivatives(kind: str, x: Tensor, t: Tensor, s: Tensor, bins: int) -> tuple
     above = torch.where(first, zero, torch.sigmoid(m))  # d/dm
     widening = torch.where(first | last, zero, _over_expm1(2 * half * precision))
     return (below - above) * precision, p * below - m * above + widening
+
+
+def _sign(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), x, x.sign())  # torch's own is zero there, and the NaN would be gone
 
 
 def _over_expm1(delta: Tensor) -> Tensor:
@@ -159,12 +163,12 @@ def reconstruction_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of output and log-scale. Bit i of `wanted` asks for gradient i; a packed output's is one gradient."""
     x, s = _parts(output, log_scale, weight, packed, fixed)
-    bounded, slope = s, torch.ones_like(s)
-    if min_log_scale is not None:
-        bounded, slope = s.clamp(min=min_log_scale), torch.where(s < min_log_scale, 0.0, 1.0).to(s.dtype)
+    bounded = s if min_log_scale is None else s.clamp(min=min_log_scale)
     by_output, by_scale = _derivatives(kind, x, _seen(target, weight, x), bounded, bins)
     g = _weigh(reductions.spread(grad, x, reduction), weight)
-    d_output, d_scale = g * by_output, g * by_scale * slope
+    d_output, d_scale = g * by_output, g * by_scale
+    if min_log_scale is not None:
+        d_scale = torch.where(s < min_log_scale, 0.0, d_scale)  # also where the loss is infinite
     if packed:
         d_output = torch.cat((d_output, d_scale), 1)
     form = layout.memory_format_of(layout.split(output, None)[0] if packed else output)
