@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def save(comparison: Comparison, path: str | Path) -> None:
     rows = (comparison.speeds != ()) + (comparison.images is not None)
     figure = Figure(figsize=(9, 3.2 * rows + 0.4), dpi=100, layout="constrained", facecolor="white")
     figure.suptitle(f"{comparison.model}, {comparison.device}, {comparison.dtype}", color=_INK)
-    parts = list(np.atleast_1d(figure.subfigures(rows, 1)))
+    parts: list[Any] = list(figure.subfigures(rows, 1, squeeze=False)[:, 0])
     if comparison.speeds:
         _bars(parts.pop(0), comparison)
     if comparison.images is not None:

@@ -173,7 +173,7 @@ def _differences(stock: Observation, fast: Observation, wide: Observation) -> It
         for name in dict.fromkeys([*of_stock, *of_fast]):
             missing = _missing(name, of_stock, of_fast, of_wide)
             if missing:
-                shape = tuple((of_stock.get(name, of_fast.get(name))).shape)  # type: ignore[union-attr]
+                shape = tuple((of_stock.get(name, of_fast.get(name))).shape)
                 yield Difference(kind, name, shape, *(float("nan"),) * 4, False, scale, missing)
                 continue
             yield difference(kind, name, of_stock[name], of_fast[name], of_wide[name], scale)

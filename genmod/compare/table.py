@@ -26,7 +26,7 @@ def _head(c: Comparison) -> list[str]:
 
 
 def _errors(c: Comparison) -> list[str]:
-    rows = [("", "", "largest error", "stock's", "relative", "stock's", "")]
+    rows: list[tuple[str, ...]] = [("", "", "largest error", "stock's", "relative", "stock's", "")]
     for kind in dict.fromkeys(d.kind for d in c.differences):
         of_kind = sorted((d for d in c.differences if d.kind == kind), key=_badness, reverse=True)
         rows += [_error_row(d, c.dtype) for d in of_kind[:_ROWS]]
@@ -51,7 +51,7 @@ def _error_row(d: Difference, dtype: str) -> tuple[str, ...]:
 def _speeds(c: Comparison) -> list[str]:
     if not c.speeds:
         return ["not timed"]
-    rows = [("", "", "time", "spread", "takes", "peak memory", "takes")]
+    rows: list[tuple[str, ...]] = [("", "", "time", "spread", "takes", "peak memory", "takes")]
     for s in c.speeds:
         ours = s.contender == "genmod"
         time_ratio, memory_ratio = ("", "") if ours else (_ratio(s.time_ratio), _ratio(s.memory_ratio))

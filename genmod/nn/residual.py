@@ -131,7 +131,9 @@ class AttentionBlock(nn.Module):
         if torch.is_grad_enabled() or h.shape[0] * h.shape[2] * h.shape[3] <= h.shape[1]:
             h = self.to_out[0](attention(q, k, self.to_v(pixels)))
         else:
-            h = attention(q, k, F.linear(pixels, *values_to_result(self.to_v, self.to_out[0])))
+            out = self.to_out[0]
+            assert isinstance(out, nn.Linear)
+            h = attention(q, k, F.linear(pixels, *values_to_result(self.to_v, out)))
         h = h.transpose(1, 2).view_as(x)  # in channels_last
         return h.contiguous(memory_format=layout.memory_format_of(x)), x
 

@@ -65,13 +65,13 @@ def swapped_class(mixin: type[Swapped], original: type[nn.Module]) -> type[nn.Mo
 
 
 def _new(mixin: type[Swapped], original: type[nn.Module], *args: Any) -> nn.Module:
-    made = swapped_class(mixin, original)
+    made = swapped_class(mixin, original)  # type: ignore[arg-type]  # classes are hashable, whatever instances are
     return made.__new__(made, *args)
 
 
 def swap(module: nn.Module, mixin: type[Swapped], record: Any = True) -> None:
     """Make `module` an instance of its own class and `mixin`, with what the mixin is to know of it."""
-    module.__class__ = swapped_class(mixin, type(module))
+    module.__class__ = swapped_class(mixin, type(module))  # type: ignore[arg-type]
     module._genmod_swap = record
 
 
@@ -91,9 +91,9 @@ def unswap(module: nn.Module) -> None:
         module.__class__ = original
 
 
-def class_of(module: nn.Module) -> type:
+def class_of(module: nn.Module) -> type[Any]:
     """The class whose `forward` a module was written with: beneath a swap and beneath parametrisations."""
-    found: type = type(module)
+    found: type[Any] = type(module)
     if parametrize.is_parametrized(module):
         found = parametrize.type_before_parametrizations(module)
     return getattr(found, "_genmod_original", found)

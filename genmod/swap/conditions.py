@@ -36,7 +36,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 def unfit(module: nn.Module) -> str:
     """Why the tensors of `module` are none that genmod computes with; an empty string where they are."""
     for tensor in tensors_of(module):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             return "its parameters are not initialised yet"
         if tensor.is_meta:
             return "on the meta device: there are no values to check or fold"

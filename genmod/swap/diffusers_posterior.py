@@ -34,22 +34,22 @@ class Posterior(DiagonalGaussianDistribution):
         self.parameters, self.deterministic = parameters, deterministic
 
     @functools.cached_property
-    def mean(self) -> Tensor:
+    def mean(self) -> Tensor:  # type: ignore[override]
         """Mean."""
         return self.parameters.chunk(2, dim=1)[0]
 
     @functools.cached_property
-    def logvar(self) -> Tensor:
+    def logvar(self) -> Tensor:  # type: ignore[override]
         """Log-variance, clamped to [-30, 20]."""
         return self.parameters.chunk(2, dim=1)[1].clamp(-30.0, 20.0)
 
     @functools.cached_property
-    def std(self) -> Tensor:
+    def std(self) -> Tensor:  # type: ignore[override]
         """Standard deviation; zero if deterministic."""
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
 
     @functools.cached_property
-    def var(self) -> Tensor:
+    def var(self) -> Tensor:  # type: ignore[override]
         """Variance; zero if deterministic."""
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
 
@@ -58,8 +58,8 @@ class Posterior(DiagonalGaussianDistribution):
         if self.deterministic:
             return super().sample(generator)
         shape = (self.parameters.shape[0], self.parameters.shape[1] // 2, *self.parameters.shape[2:])
-        like = {"device": self.parameters.device, "dtype": self.parameters.dtype}
-        noise = randn_tensor(shape, generator=generator, **like)
+        device, dtype = self.parameters.device, self.parameters.dtype
+        noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return ops.reparameterize(self.parameters, noise=noise, clamp="hard")
 
     def kl(self, other: Any = None) -> Tensor:

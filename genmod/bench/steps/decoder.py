@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genmod import nn as gnn
 from genmod.bench.step import Contenders, Step, agree
+from genmod.nn.decoder import Upsample
 
 #: A quarter of Stable Diffusion's widths, so that a CPU decodes an image in a fraction of a second.
 WIDTHS = (32, 64, 128, 128)
@@ -29,7 +31,11 @@ def dcgan64(upsample: str) -> nn.Sequential:
     return nn.Sequential(*layers, *doubling(64, 3), nn.Tanh())
 
 
-def _training(upsample: str, batch: int, device: torch.device, dtype: torch.dtype) -> Contenders:
+def _in_channels_last(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+
+
+def _training(upsample: Upsample, batch: int, device: torch.device, dtype: torch.dtype) -> Contenders:
     stock = dcgan64(upsample).to(device, dtype)
     z = torch.randn(batch, 100, 1, 1, device=device, dtype=dtype)
     # What a critic sends back; the critic itself costs the same whoever draws the images.
@@ -38,10 +44,10 @@ def _training(upsample: str, batch: int, device: torch.device, dtype: torch.dtyp
     ours = gnn.Decoder(gnn.DecoderConfig.dcgan(64, upsample=upsample), device=device, dtype=dtype)
     # The same parameters in the same order: under other names.
     ours.load_state_dict(dict(zip(ours.state_dict(), stock.state_dict().values(), strict=True)))
-    last = copy.deepcopy(stock).to(memory_format=torch.channels_last)
+    last = _in_channels_last(stock)
     compiled, compiled_last = torch.compile(copy.deepcopy(stock)), torch.compile(copy.deepcopy(last))
 
-    def step(model: nn.Module, form: torch.memory_format = torch.contiguous_format) -> Callable[[], Tensor]:
+    def step(model: Any, form: torch.memory_format = torch.contiguous_format) -> Callable[[], Tensor]:
         z_, cotangent_ = z.contiguous(memory_format=form), cotangent.contiguous(memory_format=form)
 
         def run() -> Tensor:
@@ -90,10 +96,10 @@ def _decoding(
     latent_channels: int, latent: int, widths: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> Contenders:
     stock, ours = (m.eval() for m in _autoencoder_kl(latent_channels, widths, device, dtype))
-    last = copy.deepcopy(stock).to(memory_format=torch.channels_last)
+    last = _in_channels_last(stock)
     z = torch.randn(1, latent_channels, latent, latent, device=device, dtype=dtype)
 
-    def forward(model: nn.Module, z: Tensor = z) -> Callable[[], Tensor]:
+    def forward(model: Callable[..., Tensor], z: Tensor = z) -> Callable[[], Tensor]:
         def run() -> Tensor:
             with torch.no_grad():
                 return model(z)
@@ -113,7 +119,7 @@ def _decoding(
 def _trained(stock: nn.Module, ours: nn.Module, x: Tensor) -> Contenders:
     """A forward and a backward pass of a module and of ours in its place."""
 
-    def step(model: nn.Module, named: nn.Module) -> Callable[[], None]:
+    def step(model: Callable[..., Tensor], named: nn.Module) -> Callable[[], None]:
         def run() -> None:
             named.zero_grad()
             y = model(x)
@@ -141,7 +147,8 @@ def _decoder_training(
 def _resnet_block(batch: int, channels: int, size: int, device: torch.device, dtype: torch.dtype) -> Contenders:
     from diffusers.models.resnet import ResnetBlock2D
 
-    stock = ResnetBlock2D(in_channels=channels, temb_channels=None).to(device, dtype)
+    no_time: Any = None  # what the stubs do not know is allowed
+    stock = ResnetBlock2D(in_channels=channels, temb_channels=no_time).to(device, dtype)
     ours = gnn.ResnetBlock(channels, device=device, dtype=dtype)
     ours.load_state_dict(stock.state_dict())
     x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
@@ -159,7 +166,7 @@ class _WithoutTime(nn.Module):
         return self.block(x, None)
 
 
-def _generator(upsample: str, batch: int = 32) -> Step:
+def _generator(upsample: Upsample, batch: int = 32) -> Step:
     name = {"transposed": "transposed convolutions", "nearest": "upsampling and convolutions"}[upsample]
     return Step(
         "decoder_step",

@@ -78,7 +78,8 @@ def _transposed(m: _ConvTranspose2d) -> nn.Module:
 
 
 def _convolution(m: gnn.CriticConv2d) -> nn.Module:
-    conv = nn.Conv2d(m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding, bias=m.bias is not None)
+    geometry: tuple[Any, ...] = (m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.bias is not None)
+    conv = nn.Conv2d(m.in_channels, m.out_channels, *geometry)
     return _with_state(conv, m)
 
 

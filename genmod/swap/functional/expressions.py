@@ -218,7 +218,8 @@ def _kl(mean: Tensor, logvar: Tensor, reduction: Any, dim: Any, scale: float) ->
 
 def _find_group_norm(last: fx.Node) -> Found | None:
     act = function_step(last)
-    norm = last.args[0] if isinstance(act, activations.MODULES) and not activations.why_not(act) else None
+    known = act is not None and isinstance(act, activations.MODULES) and not activations.why_not(act)
+    norm = last.args[0] if known else None
     if _target(norm) is not F.group_norm:
         return None
     assert isinstance(norm, fx.Node) and act is not None

@@ -48,7 +48,7 @@ class FusedForward(Swapped):
         """As the module's own class, by the trace that holds for these arguments, if one does."""
         plan = self._genmod_swap
         if plan is None or plan.forward is None:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+            return super().forward(*args, **kwargs)
         return plan.forward(self, *args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -135,8 +135,9 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
 def _callable_is_known(value: Any) -> bool:
     if isinstance(value, type) and issubclass(value, BaseException):
         return True
-    if getattr(builtins, getattr(value, "__name__", ""), None) is value:
-        return value.__name__ in _BUILTINS
+    name = getattr(value, "__name__", "")
+    if getattr(builtins, name, None) is value:
+        return name in _BUILTINS
     if isinstance(value, types.FunctionType) and not value.__code__.co_filename.startswith(_TORCH):
         return True  # it was read itself, if it ran
     return _recorded(value)

@@ -77,7 +77,7 @@ def _shadow(
     """A copy of the tree of modules, with the same tensors, whose classes note what is read."""
     if id(module) in done:
         return done[id(module)]
-    made = object.__new__(_noting(type(module), reads, path))
+    made: Any = object.__new__(_noting(type(module), reads, path))
     done[id(module)] = made
     state = {key: dict(value) if isinstance(value, dict) else value for key, value in vars(module).items()}
     state["training"] = training
