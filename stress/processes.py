@@ -30,7 +30,7 @@ def _loss(rng: random.Random) -> tuple[str, Callable[[Any], Callable[..., Any]],
         kernel, unbiased = rng.choice(("imq", "rbf")), rng.random() < 0.5
         return kind, lambda group: nn.MMD(kernel=kernel, unbiased=unbiased, process_group=group), 2
     which = rng.choice(("i", "ii"))
-    return kind, lambda group: nn.DIP(which, process_group=group), 2
+    return kind, lambda group: nn.DIP(kind=which, process_group=group), 2
 
 
 def _total(value: Any) -> Tensor:

@@ -16,19 +16,44 @@ PAGES = [page for page in PAGES if "_build" not in page.parts]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-# What a page's code takes for granted.
-GIVEN = {
-    "README.md": """
+# What a page's code takes for granted: a small model, its codes, a critic.
+VAE = """
 import torch
-from genmod import nn as _nn
-x = torch.rand(4, 1, 8, 8)
+from genmod import models
+images, labels = torch.rand(30, 1, 8, 8), torch.arange(30) % 2
+vae = models.VAE(models.VAEConfig(image_size=8, channels=1, width=8, stages=2, latent_dim=4, dataset_size=30))
+"""
+GIVEN = {
+    "README.md": VAE
+    + """
+from genmod import latent, nn as _nn
 encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8))
 decoder = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Unflatten(1, (1, 8, 8)))
 critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
-real, fake = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
-class vae:
-    decoder = _nn.Decoder(_nn.DecoderConfig.autoencoder_kl())
-"""
+x, real, fake = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+sd = _nn.Decoder(_nn.DecoderConfig.autoencoder_kl())
+codes = latent.encode(vae, images)
+a, b, z, queries, dims, values = codes[0], codes[1], codes[:4], codes[:2], [0, 1], [-1.0, 0.0, 1.0]
+factors = torch.stack((labels, torch.arange(30) % 3), 1)
+""",
+    "docs/latent.md": VAE
+    + """
+vae.save("runs/vae")
+glasses = torch.randn(4)
+factors = torch.stack([(torch.arange(30) // k) % 3 for k in (1, 2, 3, 5, 7)], 1)
+""",
+    "docs/compare.md": """
+import torch
+model = torch.nn.Sequential(torch.nn.GroupNorm(2, 4), torch.nn.SiLU())
+""",
+    "docs/swap.md": """
+import torch, genmod
+model = torch.nn.Sequential(torch.nn.GroupNorm(2, 4), torch.nn.SiLU())
+""",
+    "docs/pretext.md": """
+import torch
+batches, held_out = [torch.rand(4, 3, 32, 32)], torch.rand(8, 3, 32, 32)
+""",
 }
 
 
@@ -37,7 +62,8 @@ def name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if FENCE.search(p.read_text())], ids=name)
-def test_code_on_a_page_runs(page: Path):
+def test_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     code = "\n".join(FENCE.findall(page.read_text()))
     namespace: dict[str, object] = {"__name__": "page"}
     exec(compile(GIVEN.get(name(page), ""), "given", "exec"), namespace)
