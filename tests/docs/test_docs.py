@@ -31,7 +31,9 @@ encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8))
 decoder = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Unflatten(1, (1, 8, 8)))
 critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
 x, real, fake = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
-sd = _nn.Decoder(_nn.DecoderConfig.autoencoder_kl())
+model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.SiLU())
+class diffusers_vae:
+    decoder = _nn.Decoder(_nn.DecoderConfig.autoencoder_kl())
 codes = latent.encode(vae, images)
 a, b, z, queries, dims, values = codes[0], codes[1], codes[:4], codes[:2], [0, 1], [-1.0, 0.0, 1.0]
 factors = torch.stack((labels, torch.arange(30) % 3), 1)
