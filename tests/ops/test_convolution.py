@@ -34,12 +34,12 @@ def test_all_three_maps_are_those_of_aten(walk, last: bool, dtype: torch.dtype, 
     kernel, stride, padding, size = walk
     torch.manual_seed(0)
     x, weight, bias = (
-        draw(5, 64, *size, dtype=dtype, last=last),
-        draw(96, 64, *kernel, dtype=dtype),
-        draw(96, dtype=dtype),
+        draw(5, 128, *size, dtype=dtype, last=last),
+        draw(144, 128, *kernel, dtype=dtype),
+        draw(144, dtype=dtype),
     )
     geometry = Geometry(stride, padding, (1, 1), 1)
-    assert _convolution._product_is_faster("forward", x, weight.shape, geometry)
+    assert _convolution._product_is_faster(True, x, weight.shape, geometry)
     exact = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), *geometry)
     grad = draw(*exact.shape, dtype=dtype, last=last)
     mask = [True, True, False]
@@ -62,10 +62,26 @@ def test_all_three_maps_are_those_of_aten(walk, last: bool, dtype: torch.dtype, 
     assert input_gradient(grad, weight, x.shape, geometry).shape == x.shape
 
 
+@pytest.mark.parametrize("weights_last", [False, True], ids=["contiguous weight", "channels_last weight"])
+def test_strided_convolutions_go_through_channels_last(weights_last: bool):
+    torch.manual_seed(0)
+    x, weight = draw(2, 64, 20, 20, dtype=torch.float32), draw(64, 64, 4, 4, dtype=torch.float32, last=weights_last)
+    geometry = Geometry((2, 2), (1, 1), (1, 1), 1)
+    assert _convolution._channels_last_is_faster(x, weight.shape, geometry)
+    stock = torch.nn.functional.conv2d(x, weight, None, *geometry)
+    ours = convolution(x, weight, None, geometry)
+    torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
+    assert ours.stride() == stock.stride()
+    grad = torch.randn_like(stock)
+    (to_x,) = torch.autograd.grad(torch.nn.functional.conv2d(x.requires_grad_(), weight, None, *geometry), x, grad)
+    ours = input_gradient(grad, weight, x.shape, geometry)
+    torch.testing.assert_close(ours, to_x, rtol=1e-4, atol=1e-4)
+
+
 def test_derivatives_of_a_critics_convolution():
     torch.manual_seed(0)
-    x = torch.randn(2, 64, 2, 2, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(64, 64, 2, 2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 128, 2, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(128, 128, 2, 2, dtype=torch.float64, requires_grad=True)
 
     def few(x: Tensor, weight: Tensor) -> Tensor:
         # A few numbers of the result: a Jacobian of all of them would take minutes.
@@ -85,7 +101,7 @@ def test_derivatives_of_a_critics_convolution():
 def test_transposed_convolution_and_its_gradients_are_torchs(walk):
     kernel, stride, padding, output_padding = walk
     torch.manual_seed(0)
-    given = [torch.randn(3, 64, 4, 4), torch.randn(64, 96, *kernel), torch.randn(96)]
+    given = [torch.randn(3, 128, 4, 4), torch.randn(128, 144, *kernel), torch.randn(144)]
     assert _convolution.transposed_by_product(given[0], given[1], Geometry(stride, padding, (1, 1), 1))
     results = []
     for function, cast in (
@@ -104,10 +120,10 @@ def test_transposed_convolution_and_its_gradients_are_torchs(walk):
 
 def test_empty_batches_and_tiny_layers_are_left_to_aten():
     geometry = Geometry((1, 1), (1, 1), (1, 1), 1)
-    few = torch.Size((8, 64, 3, 3))
-    assert not _convolution._product_is_faster("forward", torch.zeros(2, 64, 4, 4), few, geometry)
-    many = torch.Size((64, 64, 3, 3))
-    assert not _convolution._product_is_faster("forward", torch.zeros(0, 64, 4, 4), many, geometry)
-    assert not _convolution._product_is_faster("forward", torch.zeros(2, 64, 64, 64), many, geometry)
-    assert not _convolution._product_is_faster("forward", torch.zeros(2, 64, 4, 4).bfloat16(), many, geometry)
-    assert not _convolution._product_is_faster("forward", torch.zeros(2, 64, 4, 4), many, geometry._replace(groups=2))
+    few = torch.Size((8, 128, 3, 3))
+    assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 4, 4), few, geometry)
+    many = torch.Size((128, 128, 3, 3))
+    assert not _convolution._product_is_faster(True, torch.zeros(0, 128, 4, 4), many, geometry)
+    assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 64, 64), many, geometry)
+    assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 4, 4).bfloat16(), many, geometry)
+    assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 4, 4), many, geometry._replace(groups=2))
