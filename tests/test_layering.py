@@ -21,7 +21,7 @@ FLOORS = [
     {"ops"},
     {"explain", "nn", "penalties", "specs", "swap"},
     {"models"},
-    {"compare", "latent", "pretext"},
+    {"comparison", "latent", "pretext"},
     {"genmod"},
     {"doctor", "recipes", "testing"},
     {"bench"},

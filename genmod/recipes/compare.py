@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genmod.compare import Comparison, Inputs, compare
+from genmod.comparison import Comparison, Inputs, compare
 from genmod.recipes import RecipeError, need
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}

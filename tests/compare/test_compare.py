@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import genmod
 from genmod import ops
-from genmod.compare import Inputs
-from genmod.compare.observe import named_tensors
-from genmod.compare.run import difference
+from genmod.comparison import Inputs
+from genmod.comparison.observe import named_tensors
+from genmod.comparison.run import difference
 
 
 def decoder() -> nn.Module:

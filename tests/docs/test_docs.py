@@ -20,15 +20,15 @@ FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 VAE = """
 import torch
 from genmod import models
-images, labels = torch.rand(30, 1, 8, 8), torch.arange(30) % 2
-vae = models.VAE(models.VAEConfig(image_size=8, channels=1, width=8, stages=2, latent_dim=4, dataset_size=30))
+images, labels = torch.rand(60, 1, 8, 8), torch.arange(60) % 2
+vae = models.VAE(models.VAEConfig(image_size=8, channels=1, width=8, stages=2, latent_dim=8, dataset_size=30))
 """
 GIVEN = {
     "README.md": VAE
     + """
 from genmod import latent, nn as _nn
-encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8))
-decoder = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Unflatten(1, (1, 8, 8)))
+encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16))
+decoder = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Unflatten(1, (1, 8, 8)))
 critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
 x, real, fake = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
 model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.SiLU())
@@ -36,13 +36,13 @@ class diffusers_vae:
     decoder = _nn.Decoder(_nn.DecoderConfig.autoencoder_kl())
 codes = latent.encode(vae, images)
 a, b, z, queries, dims, values = codes[0], codes[1], codes[:4], codes[:2], [0, 1], [-1.0, 0.0, 1.0]
-factors = torch.stack((labels, torch.arange(30) % 3), 1)
+factors = torch.stack((labels, torch.arange(60) % 3), 1)
 """,
     "docs/latent.md": VAE
     + """
 vae.save("runs/vae")
-glasses = torch.randn(4)
-factors = torch.stack([(torch.arange(30) // k) % 3 for k in (1, 2, 3, 5, 7)], 1)
+glasses = torch.randn(8)
+factors = torch.stack([(torch.arange(60) // k) % 3 for k in (1, 2, 3, 5, 7)], 1)
 """,
     "docs/compare.md": """
 import torch

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from genmod import measure
-from genmod.compare.observe import Inputs, Observation, cotangents, named_tensors, observe, seeded
-from genmod.compare.result import Comparison, Difference, Speed
+from genmod.comparison.observe import Inputs, Observation, cotangents, named_tensors, observe, seeded
+from genmod.comparison.result import Comparison, Difference, Speed
 from genmod.swap import accelerate, restore
 
 REFERENCES = (torch.float64, torch.float32)

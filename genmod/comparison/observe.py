@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from genmod.compare.noise import SameNoise
+from genmod.comparison.noise import SameNoise
 
 #: What is looked at of an object that is neither a container nor a dataclass, such as a distribution.
 _STATISTICS = ("mean", "logvar", "loc", "scale", "probs", "logits")

@@ -119,13 +119,13 @@ class Comparison:
         Path(path).write_text(text + "\n")
 
     def plot(self, path: str | Path) -> None:
-        """Draw the times, and for image models the two images with their difference; see `genmod.compare.picture`."""
-        from genmod.compare.picture import save
+        """Draw the times, and for image models both images with their difference; see `genmod.comparison.picture`."""
+        from genmod.comparison.picture import save
 
         save(self, path)
 
     def __str__(self) -> str:
-        from genmod.compare.table import render
+        from genmod.comparison.table import render
 
         return render(self)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from genmod.compare.result import Comparison
+    from genmod.comparison.result import Comparison
 
 _COLOURS = {"stock": "#e0953a", "compile": "#8c8c8c", "genmod": "#1f5fa8"}
 _INK = "#222222"

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from genmod.compare.result import Comparison, Difference
+    from genmod.comparison.result import Comparison, Difference
 
 #: Of each kind so many rows are shown, those with the largest errors.
 _ROWS = 3
