@@ -229,7 +229,7 @@ struct Backward {
     if (rstd && want_dx) through_blocks(cut, in.numel(), kernel(kernels.sums), collect, kernel(kernels.gradient));
     else if (want_dx && want_sums) through_blocks(cut, in.numel(), kernel(kernels.both), collect, nothing);
     else if (want_dx) through_blocks(cut, in.numel(), kernel(kernels.gradient), collect, nothing);
-    else through_blocks(cut, in.numel(), kernel(kernels.sums), collect, nothing);
+    else if (!partial.empty()) through_blocks(cut, in.numel(), kernel(kernels.sums), collect, nothing);
   }
 };
 

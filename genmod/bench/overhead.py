@@ -31,14 +31,15 @@ def import_seconds(runs: int = 10) -> list[float]:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes the calls of genmod's dispatcher ops, and of convolutions that ops contain, with their arguments."""
+    """Notes the calls of genmod's dispatcher ops, and of the convolutions in ops, with their arguments."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "genmod" or "convolution" in func.__name__:
+        product = func.__name__.startswith(("mm.", "addmm."))  # a convolution, too: see genmod.ops._convolution
+        if func.namespace == "genmod" or "convolution" in func.__name__ or product:
             self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 

@@ -167,3 +167,10 @@ def test_threads_close_the_contexts_that_they_opened():
     closed.set()
     thread.join()
     assert backends.forced() is None
+
+
+def test_no_gradient_asked_for_is_none_computed():
+    x = torch.randn(2, 4, 5)
+    with torch._C._AutoDispatchBelowAutograd():
+        found = torch.ops.genmod.bias_act_backward(x, x, torch.randn(4), "relu", 0.01, 1.0, float("inf"), 0)
+    assert [t.numel() for t in found] == [0, 0]
