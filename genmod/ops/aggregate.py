@@ -192,7 +192,8 @@ def dip_over(
     if lambda_d is None:
         lambda_d = 10 * lambda_od if kind == "i" else lambda_od
     device, arguments = mean.device.type, (mean, logvar, kind, lambda_od, lambda_d, batch, total)
-    if torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # Not is_autocast_available, which torch.compile cannot trace before torch 2.13; autocast knows no meta tensors.
+    if device != "meta" and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return reference.dip(*arguments)
     return reference.dip(*arguments)
