@@ -133,7 +133,7 @@ def implementation(backend: str, op: str) -> Callable[..., Any]:
 
 
 def has_kernel(backend: str, op: str) -> bool:
-    """Whether a backend has the dispatcher op `op`: each has all, but CUDA C++, which is there where it may beat Triton."""
+    """Whether a backend has the dispatcher op `op`. Each has all, but CUDA C++: those where it may beat Triton."""
     return backend != "cuda" or (_native.cuda_built() and hasattr(torch.ops.genmod_cuda, op))
 
 
