@@ -126,10 +126,16 @@ def implementation(backend: str, op: str) -> Callable[..., Any]:
     if backend == "reference":
         return getattr(importlib.import_module(f"genmod.reference.{family}"), op)
     if backend == "triton":
-        return getattr(importlib.import_module(f"genmod.kernels.{family}"), op)
+        return _triton_launcher(family, op)
     if backend == "cuda":
         return getattr(torch.ops.genmod_cuda, op) if has_kernel("cuda", op) else _lacks_cuda_kernel(op)
     raise ValueError(f"the backend {backend!r} is reached through the dispatcher only")
+
+
+@functools.cache
+def _triton_launcher(family: str, op: str) -> Callable[..., Any]:
+    launcher = getattr(importlib.import_module(f"genmod.kernels.{family}"), op)
+    return launcher if _interpreting() else importlib.import_module("genmod.kernels.replay").remembering(launcher)
 
 
 def has_kernel(backend: str, op: str) -> bool:

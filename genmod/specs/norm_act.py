@@ -49,6 +49,8 @@ def eager_group_norm_act(
     total = x if residual is None else x + residual
     if weight is None and bias is not None:  # torch's own backward fails there
         weight = torch.ones_like(bias)
+    if x.is_cuda:  # where torch takes no float32 parameters beside half precision
+        weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
     y = torch.group_norm(total, num_groups, weight, bias, eps)  # F.group_norm refuses groups of one element
     if scale is not None:
         y = y * (1 + _against(scale, y))
@@ -287,7 +289,7 @@ def _batch_norm_workload(
 ) -> Workload:
     def make(device: torch.device, dtype: torch.dtype) -> Sample:
         x = _normal(device, dtype, *shape, channels_last=channels_last)
-        running = torch.zeros(shape[1], device=device), torch.ones(shape[1], device=device)
+        running = tuple(torch.full((shape[1],), v, device=device, dtype=dtype) for v in (0.0, 1.0))
         affine = _normal(device, dtype, shape[1]), _normal(device, dtype, shape[1])
         return Sample(name, (x, *running, *affine, training), {"activation": activation, "negative_slope": 0.2})
 
