@@ -79,6 +79,7 @@ class OpSpec:
         samples: `(device, dtype) -> Sample`s that the test battery runs, small.
         bad_calls: calls that must raise, with what the message has to mention.
         workloads: shapes to benchmark.
+        gpu_workloads: further ones for a GPU: several times as large as its last cache, or as people run there.
         bytes_moved: `(sample, backward) -> bytes` that an ideal kernel moves.
         flops: `(sample, backward) -> floating-point operations`, elementary functions counted as one.
         modules: names in genmod.nn made from it.
@@ -112,6 +113,7 @@ class OpSpec:
     reordering: float = 0.0
     any_threads: bool = True
     autocasts: tuple[int | str, ...] = ()
+    gpu_workloads: tuple[Workload, ...] = ()
 
 
 _SPECS: dict[str, OpSpec] = {}

@@ -75,7 +75,7 @@ def run_ops(
     progress: Progress = Progress(),  # noqa: B008 (immutable)
 ) -> dict[str, Any]:
     """A suite of ops: `rows`, `peers_not_raced`, and `refused`, the ops that are wrong and so have no rows."""
-    plan = [(spec, chosen) for spec in specs if (chosen := list(workloads(spec, name, workload)))]
+    plan = [(spec, chosen) for spec in specs if (chosen := list(workloads(spec, name, workload, device.type)))]
     progress.total(sum(1 + len(chosen) * len(suite.modes) for _, chosen in plan))
     rows: list[Row] = []
     not_raced, refused = {}, []
@@ -110,7 +110,7 @@ def run_steps(
     progress: Progress = Progress(),  # noqa: B008 (immutable)
 ) -> list[Row]:
     """Every training step whose name contains `workload`. Each checks that its contenders agree before it is timed."""
-    plan = [s for s in chosen if workload in s.name]
+    plan = [s for s in chosen if workload in s.name and (device.type == "cuda" or not s.gpu)]
     progress.total(len(plan))
     rows = []
     for each in plan:

@@ -343,6 +343,15 @@ register(
             _group_norm_workload("residual [4, 256, 32, 32]", 4, 256, 32, 32, residual=True),
             _group_norm_workload("small [2, 64, 8, 8]", 2, 64, 8, 8),
         ),
+        gpu_workloads=(
+            _group_norm_workload("beyond the cache [16, 256, 128, 128]", 16, 256, 128, 128),
+            _group_norm_workload(
+                "beyond the cache, channels_last [16, 256, 128, 128]", 16, 256, 128, 128, channels_last=True
+            ),
+            _group_norm_workload(
+                "VAE decoder's last stage, channels_last [1, 128, 1024, 1024]", 1, 128, 1024, 1024, channels_last=True
+            ),
+        ),
         bytes_moved=_bytes,
         flops=_flops(12, 30),
         modules=("GroupNormAct",),
@@ -371,6 +380,7 @@ register(
             _batch_norm_workload("critic [64, 512, 4, 4]", 64, 512, 4, 4, activation="leaky_relu"),
             _batch_norm_workload("small [8, 32, 8, 8]", 8, 32, 8, 8),
         ),
+        gpu_workloads=(_batch_norm_workload("beyond the cache [16, 256, 128, 128]", 16, 256, 128, 128),),
         bytes_moved=_bytes,
         flops=_flops(8, 14),
         modules=("BatchNormAct",),
@@ -396,6 +406,7 @@ register(
             _bias_act_workload("StyleGAN2 block, channels_last", 8, 256, 64, 64, channels_last=True),
             _bias_act_workload("mapping network [64, 512]", 64, 512),
         ),
+        gpu_workloads=(_bias_act_workload("beyond the cache [16, 256, 128, 128]", 16, 256, 128, 128),),
         bytes_moved=_bytes,
         flops=_flops(4, 5),
         modules=("BiasAct",),

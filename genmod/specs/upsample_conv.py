@@ -155,6 +155,11 @@ register(
             _upsample_workload("to pixels [16, 64, 32, 32] to 3", (16, 64, 32, 32), 3),
             _upsample_workload("small [1, 64, 8, 8] to 32", (1, 64, 8, 8), 32),
         ),
+        gpu_workloads=(
+            _upsample_workload(
+                "AutoencoderKL at 1024, channels_last [1, 512, 256, 256] to 512", (1, 512, 256, 256), 512, True
+            ),
+        ),
         bytes_moved=_upsample_bytes,
         flops=_upsample_flops,
         modules=("UpsampleConv2d",),
