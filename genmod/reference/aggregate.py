@@ -88,27 +88,31 @@ def total_correlation(
     """Mutual information, total correlation and dimension-wise KL, and what they are made of.
 
     `z` may be some of the batch's rows: row i of it was drawn from column `first_row + i` of `mean` and `logvar`, and
-    the terms are that part of the mean over the batch. The fourth output, `[R, D + 1]`, has log2 of every marginal and,
-    last, of the joint, divided by the weight that most pairs have: what a kernel's backward subtracts from its terms.
+    the terms are that part of the mean over the batch. The fourth output, `[2, R, D + 1]`, is what makes weights that
+    sum to one of the terms' powers of two, in a kernel's backward: of every marginal and, last, of the joint, the
+    largest log2-density and 1 / sum_j 2^(log2 of term j - the largest), where weights are relative to that of most
+    pairs. Two numbers, because the rounding of one log can be larger than what the terms differ by.
     """
     z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
     (rows, dims), batch = z.shape, mean.shape[0]
     weights = log_weights(batch, dataset_size, estimator)
-    logs, posteriors = [], []
+    logs, tops, posteriors = [], [], []
     for chunk in _row_chunks(rows, batch, dims):
         t = _log_density(z[chunk, None], mean, logvar)
         w = _log_weight_rows(chunk, batch, first_row, weights, z)
         densities = t.sum(2)
         joint = torch.logsumexp(densities + w, 1, keepdim=True)
         logs.append(torch.cat((torch.logsumexp(t + w[:, :, None], 1), joint), 1))
+        tops.append(torch.cat((t.detach().amax(1), densities.detach().amax(1, keepdim=True)), 1))
         # Of the same sum, so that its rounding is not in their difference.
         posteriors.append(densities.diagonal(first_row + chunk.start))
-    log, posterior = torch.cat(logs), torch.cat(posteriors)
+    log, top, posterior = torch.cat(logs), torch.cat(tops), torch.cat(posteriors)
     joint, marginals = log[:, dims], log[:, :dims].sum(1)
     prior = -0.5 * (math.log(2 * math.pi) + z.square()).sum(1)
     terms = posterior - joint, joint - marginals, marginals - prior
     mutual_information, correlation, dimension_kl = (t.sum() / batch for t in terms)
-    return mutual_information, correlation, dimension_kl, (log - weights[2]) / math.log(2)
+    normalizers = torch.stack((top / math.log(2), (top + weights[2] - log.detach()).exp()))
+    return mutual_information, correlation, dimension_kl, normalizers
 
 
 # With a, p, c the incoming gradients of log q(z_i), sum_d log q(z_id) and sum_d t_iid, the gradient of t_ijd is
@@ -124,7 +128,7 @@ def total_correlation_backward(
     z: Tensor,
     mean: Tensor,
     logvar: Tensor,
-    logs: Tensor,
+    normalizers: Tensor,
     dataset_size: int,
     estimator: str,
     first_row: int,
@@ -132,7 +136,8 @@ def total_correlation_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`total_correlation`. Bit i of `wanted` asks for gradient i.
 
-    `logs`, which kernels take from the forward pass, is computed again here: a second derivative must see through it.
+    `normalizers`, which kernels take from the forward pass, are computed again here: a second derivative must see
+    through them.
     """
     inputs = (z, mean, logvar)
     z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
@@ -164,9 +169,12 @@ def total_correlation_backward(
 
 
 def _chosen(inputs: tuple[Tensor | None, ...], grads: Sequence[Tensor], wanted: int) -> tuple[Tensor, ...]:
-    """Gradients in the inputs' dtype; an empty tensor for one that is not wanted."""
+    """Gradients in the inputs' dtype; an empty tensor for one that is not wanted, or whose input is not given."""
     like = next(t for t in inputs if t is not None)
-    return tuple(g.to(like.dtype).contiguous() if wanted >> i & 1 else like.new_empty(0) for i, g in enumerate(grads))
+    return tuple(
+        g.to(like.dtype).contiguous() if t is not None and wanted >> i & 1 else like.new_empty(0)
+        for i, (t, g) in enumerate(zip(inputs, grads))
+    )
 
 
 # Maximum mean discrepancy.

@@ -13,10 +13,19 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 import genmod
-from genmod import _native, nn, ops
+from genmod import _native, backends, nn, ops
 from genmod.specs.aggregate import eager_mmd, eager_total_correlation
 
 NATIVE = pytest.mark.skipif(not _native.loaded, reason=f"no C++ kernels: {_native.reason}")
+
+AVAILABLE = {s.name: s for s in backends.status() if s.name != "cuda"}
+every_backend = pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(not s.available, reason=f"{name}: {s.reason}"))
+        for name, s in AVAILABLE.items()
+    ],
+)
 
 
 def posteriors(batch: int, dims: int, seed: int = 0, dtype: torch.dtype = torch.double) -> tuple[Tensor, ...]:
@@ -73,8 +82,8 @@ def test_stratified_weights_are_unbiased():
                 mean[place] = 0.0
                 z = torch.zeros(1, 1, dtype=torch.double)
                 logvar = torch.full_like(mean, -math.log(2 * math.pi))
-                logs = torch.ops.genmod.total_correlation(z, mean, logvar, size, "mss", 0)[3]
-                weights[n] += 2 ** logs[0, -1] / (batch - 1)  # the log is relative to the weight 1/M of most pairs
+                top, inverse = torch.ops.genmod.total_correlation(z, mean, logvar, size, "mss", 0)[3][:, 0, -1]
+                weights[n] += 2**top / inverse / (batch - 1)  # the sum is relative to the weight 1/M of most pairs
         torch.testing.assert_close(weights / len(others), torch.full_like(weights, 1 / size), rtol=1e-9, atol=0)
 
 
@@ -116,6 +125,26 @@ def test_far_samples_and_narrow_posteriors_stay_finite(dtype):
     expected = eager_total_correlation(*oracle, dataset_size=10**6)
     for t, e in zip((*terms, *found), (*expected, *torch.autograd.grad(sum(expected), oracle))):
         torch.testing.assert_close(t.double(), e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
+
+
+@every_backend
+@pytest.mark.parametrize("estimator", ["mss", "mws"])
+@pytest.mark.parametrize("distance", [1e3, 1e6])
+def test_gradients_a_million_standard_deviations_out(backend, estimator, distance):
+    """The rounding of a log-density in float32, at 1e12 some 6e4, is far more than what makes one term of a sum larger
+    than the others: a weight made with a log of the sum overflowed."""
+    z, mean, logvar = posteriors(9, 6, dtype=torch.float32)
+    z = distance * (z + 1)
+
+    def results(dtype, backend):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (z, mean, logvar)]
+        with genmod.backend(backend):
+            terms = ops.total_correlation(*inputs, dataset_size=10**6, estimator=estimator)
+            found = torch.autograd.grad(sum(w * t for w, t in zip((1, 6, 2), terms)), inputs)
+        return [t.detach().double() for t in (*terms, *found)]
+
+    for t, e in zip(results(torch.float32, backend), results(torch.double, "reference")):
+        torch.testing.assert_close(t, e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
 
 
 def test_second_derivatives_of_a_penalty():
@@ -221,6 +250,26 @@ def test_distant_points_give_zero_not_nan():
         value = ops.mmd(x, y[:1], kernel=kernel, unbiased=False)
         assert value.isfinite()
         assert torch.autograd.grad(value, x)[0].isfinite().all()
+
+
+@every_backend
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_a_point_that_is_not_finite_shows(backend, kernel, unbiased):
+    """Also where its distance to itself, inf - inf, is the only one that is not a number, and does not count."""
+    x, y = torch.randn(5, 3), torch.randn(4, 3)
+    x[1, 2], y[3, 0] = float("inf"), -float("inf")
+    with genmod.backend(backend):
+        assert ops.mmd(x, y, kernel=kernel, unbiased=unbiased).isnan()
+
+
+@every_backend
+def test_gradients_of_what_is_not_given_are_empty(backend):
+    """Below the checks, a caller may ask for them; every backend has the shapes that the fake promises."""
+    x, y = torch.randn(5, 3), torch.randn(4, 3)
+    with genmod.backend(backend):
+        found = torch.ops.genmod.mmd_backward(torch.ones(()), x, y, None, None, 0, 0, "imq", [1.0], True, 15)
+    assert [tuple(g.shape) for g in found] == [(5, 3), (4, 3), (0,), (0,)]
 
 
 # DIP-VAE.
