@@ -58,14 +58,14 @@ def _power(t, top):
 def _marginals(
     tops, inverses, z, centre, scale, offset,
     rows, batch, dims, first_row, blocks, own: tl.float64, successor: tl.float64,
-    ROWS: tl.constexpr, DIMS: tl.constexpr,
+    FLOOR: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
     """The normalizers of q(z_id) of a block of rows and dimensions: one walk over the columns with a running maximum
     and sum."""
     i, d = _block(tl.program_id(0) // blocks, ROWS), _block(tl.program_id(0) % blocks, DIMS)
     inside, known = (i[:, None] < rows) & (d < dims)[None, :], d < dims
     at = tl.load(z + i[:, None] * dims + d[None, :], mask=inside, other=0.0)
-    top = tl.full([ROWS, DIMS], -1e38, at.dtype)
+    top = tl.full([ROWS, DIMS], FLOOR, at.dtype)
     total = tl.zeros([ROWS, DIMS], at.dtype)
     for column in range(batch):
         delta = at - tl.load(centre + d, mask=known, other=0.0)[None, :]
@@ -327,9 +327,10 @@ def total_correlation(
     tops, inverses = torch.empty_like(b.z), torch.empty_like(b.z)
     dims_block = _dims_block(b.dims)
     programs, blocks = _cut(b.rows, b.dims, 16, dims_block)
+    floor, sizes = -1e300 if b.z.dtype == torch.float64 else -1e38, {"ROWS": 16, "DIMS": dims_block}
     tensors = {"tops": tops, "inverses": inverses, "z": b.z, "centre": b.centre, "scale": b.scale, "offset": b.offset}
-    launch(_marginals, programs, _WARPS, z, {**tensors, **b.shared, "blocks": blocks, "ROWS": 16, "DIMS": dims_block})
-    top, total, own = b.z.new_full((b.rows,), -1e38), b.z.new_zeros(b.rows), []
+    launch(_marginals, programs, _WARPS, z, {**tensors, **b.shared, "blocks": blocks, "FLOOR": floor, **sizes})
+    top, total, own = b.z.new_full((b.rows,), floor), b.z.new_zeros(b.rows), []
     for first, width in b.strips():
         terms = b.joint(first, width, None, None)
         own.append(terms.diagonal(first_row - first))

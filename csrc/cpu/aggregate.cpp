@@ -51,6 +51,9 @@ template <class A> static void posterior_tiles(const Posterior& p, int64_t first
 
 // --- Total correlation.
 
+// What a log-density counts as at least: short of -infinity, of which a difference is not a number.
+template <class A> constexpr A kFloor = A(sizeof(A) == 4 ? -1e38 : -1e300);
+
 // The sum of 2^x is 2^top * sum, with no x above `top`.
 template <class A> struct PowerSum {
   A top;
@@ -70,7 +73,7 @@ template <class A> static PowerSum<A> finish(Vector<A> top, Vector<A> sum) {
 
 template <class A> static PowerSum<A> power_sum(const A* x, int64_t n) {
   constexpr int L = kLanes<A>;
-  Vector<A> top = all(A(-1e38)), sum{};
+  Vector<A> top = all(kFloor<A>), sum{};
   for (int64_t j = 0; j < n; j += L) {
     const Vector<A> v = load_lanes<A>(x + j);
     top = top < v ? v : top;
@@ -113,7 +116,7 @@ template <class A> static void total_correlation_blocks(const TotalCorrelation& 
       const A* __restrict offset = (const A*)p.offset + d * p.stride;
       V tops[kRowBlock], sums[kRowBlock];
       for (int64_t r = 0; r < kRowBlock; r++) {
-        tops[r] = all(A(-1e38));
+        tops[r] = all(kFloor<A>);
         sums[r] = V{};
       }
       for (int64_t j0 = 0; j0 < width; j0 += kStretch) {

@@ -147,6 +147,16 @@ def test_gradients_a_million_standard_deviations_out(backend, estimator, distanc
         torch.testing.assert_close(t, e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
 
 
+@every_backend
+def test_double_precision_has_its_own_range(backend):
+    """A log-density of -1e60 is a number there."""
+    z, mean = (torch.tensor([[a], [b]], dtype=torch.double) for a, b in ((-1e30, -1.4e30), (1.5e30, -2.9e29)))
+    with genmod.backend(backend):
+        terms = ops.total_correlation(z, mean, torch.zeros_like(z), dataset_size=2)
+    expected = eager_total_correlation(z, mean, torch.zeros_like(z), dataset_size=2)
+    torch.testing.assert_close(terms, expected, rtol=1e-12, atol=1e-12 * 1e60)
+
+
 def test_second_derivatives_of_a_penalty():
     """Through a real use: the norm of the gradient of the loss, differentiated again."""
     z, mean, logvar = (t.requires_grad_() for t in posteriors(9, 3))
