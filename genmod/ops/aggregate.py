@@ -56,8 +56,8 @@ def total_correlation(
         ValueError: not a matrix, shapes or devices that differ, an empty batch, one sample with "mss", a
             `dataset_size` smaller than the batch, or an unknown `estimator`.
 
-    Differentiable twice, in all three tensors; the second derivative takes O(B²D) memory. Kept for backward: the inputs
-    and two numbers for each of `[B, D + 1]` densities.
+    Differentiable twice, in all three tensors, in the same memory (but O(B²D) under `torch.func`). Kept for backward:
+    the inputs and two numbers for each of `[B, D + 1]` densities.
     Source: Chen et al., *Isolating sources of disentanglement in variational autoencoders*, NeurIPS 2018, appendix C.
     """
     check_posterior(z, mean, logvar)
@@ -109,8 +109,8 @@ def mmd(
         ValueError: not a matrix, another number of columns or another device, no points, fewer than two in either
             sample if unbiased, no scale or one that is not positive and finite, or an unknown `kernel`.
 
-    Differentiable twice, in both tensors; the second derivative takes O((n + m)²D) memory. Kept for backward: the
-    inputs.
+    Differentiable twice, in both tensors, in the same memory (but O((n + m)²D) under `torch.func`). Kept for backward:
+    the inputs.
     Source: Gretton et al., *A kernel two-sample test*, JMLR 2012; Tolstikhin et al., *Wasserstein auto-encoders*, 2018.
     """
     check_kernel(kernel, scales)

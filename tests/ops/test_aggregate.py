@@ -14,6 +14,7 @@ from torch import Tensor
 
 import genmod
 from genmod import _native, backends, nn, ops
+from genmod.reference import aggregate as reference
 from genmod.specs.aggregate import eager_mmd, eager_total_correlation
 
 NATIVE = pytest.mark.skipif(not _native.loaded, reason=f"no C++ kernels: {_native.reason}")
@@ -204,6 +205,42 @@ def test_memory_is_that_of_the_latents(op):
         torch.autograd.grad(outputs[1] if isinstance(outputs, tuple) else outputs, inputs)
 
     assert peak_bytes(step, torch.device("cpu")) < 40 * z.numel() * 4
+
+
+@pytest.mark.parametrize("op", ["total_correlation", "mmd"])
+def test_memory_of_second_derivatives(op):
+    """A few chunks of rows at a time: one batch x batch x latent tensor would be twice the bound, and autograd used to
+    keep a dozen."""
+    from genmod.measure import peak_bytes
+
+    inputs = [t.requires_grad_() for t in posteriors(1536, 16, dtype=torch.float32)][: 3 if op[0] == "t" else 2]
+    options = {"dataset_size": 10**5} if op == "total_correlation" else {}
+
+    def step():
+        outputs = getattr(ops, op)(*inputs, **options)
+        grads = torch.autograd.grad(outputs[1] if isinstance(outputs, tuple) else outputs, inputs, create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in grads), inputs)
+
+    assert peak_bytes(step, torch.device("cpu")) < 1536 * 1536 * 16 * 4 / 2
+
+
+def test_derivatives_do_not_depend_on_the_chunks(monkeypatch):
+    """Second derivatives, and third ones, which go through the second ones' graph."""
+    inputs = [t.requires_grad_() for t in posteriors(9, 3)]
+
+    def derivatives():
+        loss = sum(w * t for w, t in zip((1, 6, 2), ops.total_correlation(*inputs, dataset_size=50)))
+        loss = loss + ops.mmd(*inputs[:2])
+        found = []
+        for _ in range(3):
+            grads = torch.autograd.grad(loss, inputs, create_graph=True)
+            loss = sum(g.square().sum() for g in grads)
+            found += grads
+        return found
+
+    whole = derivatives()
+    monkeypatch.setattr(reference, "_CHUNK", 2 * 9 * 3)
+    torch.testing.assert_close(derivatives(), whole)
 
 
 @pytest.mark.large
