@@ -85,7 +85,8 @@ class OpSpec:
         modules: names in genmod.nn made from it.
         kept_bytes: `(sample) -> bytes` that may be kept for backward besides the inputs; a few by default.
         magnitude: `(sample) -> (of outputs, of gradients)`, the size of the terms of both signs that each is a sum of.
-            Their rounding is the result's, however small that is; without cancellation it is nothing to speak of.
+            Their rounding in float32 (float64) is the result's, however small that is; without cancellation it is
+            nothing to speak of.
         pointwise: whether each element of an output of the input's shape depends on that element of the inputs alone.
         reordering: error that a sum in another order than eager's may have besides twice eager's error, in units of the
             rounding, in float32 (float64), of a result's largest element; for ops whose results are long sums.

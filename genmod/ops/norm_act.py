@@ -154,7 +154,8 @@ def batch_norm_act(
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than one value per channel in training")
     if _stock_is_faster(x) and _of_one_dtype(weight, bias, running_mean, running_var):
         total = x if residual is None else x + residual
-        y = F.batch_norm(total, running_mean, running_var, weight, bias, training, momentum, eps)
+        dense = None if weight is None else weight.contiguous()  # torch's backward takes it as dense
+        y = F.batch_norm(total, running_mean, running_var, dense, bias, training, momentum, eps)
         y = activations.apply(activation, y, negative_slope)
         return y if residual is None else (y, total)
     call = reference.batch_norm_act if torch._C._are_functorch_transforms_active() else _batch_norm_act
@@ -274,7 +275,9 @@ def _stock_group_norm(
     space = [1] * (x.dim() - 2)
     if scale is not None:
         y = y * (1 + scale.reshape(*scale.shape, *space))
-    return y if shift is None else y + shift.reshape(*shift.shape, *space)
+    if shift is not None:
+        y = y + shift.reshape(*shift.shape, *space)
+    return y.to(x.dtype)  # float32 parameters would make it float32
 
 
 def _per_channel_count(x: Tensor) -> int:

@@ -250,9 +250,9 @@ def _dip_flops(sample: Sample, backward: bool) -> int:
     return batch * dims * dims * (4 if backward else 2)
 
 
-def _kept_logs(sample: Sample) -> int:
+def _kept_normalizers(sample: Sample) -> int:
     z = sample.args[0]
-    return z.shape[0] * (z.shape[1] + 1) * (8 if z.dtype == torch.float64 else 4)
+    return 2 * z.shape[0] * (z.shape[1] + 1) * (8 if z.dtype == torch.float64 else 4)
 
 
 def _kept_by_autograd(sample: Sample) -> int:
@@ -300,7 +300,7 @@ register(
         bytes_moved=_bytes,
         flops=_total_correlation_flops,
         modules=("TotalCorrelation", "BetaTCVAELoss"),
-        kept_bytes=_kept_logs,
+        kept_bytes=_kept_normalizers,
         magnitude=_densities,
         pointwise=False,
     )

@@ -34,6 +34,30 @@ def test_bias_act_is_the_paper_s():
     torch.testing.assert_close(y, torch.tensor([[-0.2 * 2**0.5, 2**0.5, 2.0]]))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_weight_with_gaps(training):
+    """In a small call, where stock PyTorch is taken, whose gradient of [N, C] takes a weight with gaps as dense."""
+    x = torch.randn(4, 3, requires_grad=True)
+    weight, running = torch.randn(3, 2)[:, 0], (torch.randn(3), torch.rand(3) + 0.5)
+
+    def gradient(weight):
+        y = ops.batch_norm_act(x, *(t.clone() for t in running), weight, training=training, activation="silu")
+        return torch.autograd.grad(y.square().sum(), x)[0]
+
+    torch.testing.assert_close(gradient(weight), gradient(weight.contiguous()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_float32_modulation_of_half_precision(dtype, backend):
+    x, scale, shift = torch.randn(2, 4, 3, dtype=dtype), torch.randn(2, 4), torch.randn(2, 4)
+    with genmod.backend(backend):
+        y = ops.group_norm_act(x, 2, scale=scale, shift=shift)
+    assert y.dtype == dtype
+    exact = ops.group_norm_act(x.double(), 2, scale=scale.double(), shift=shift.double())
+    torch.testing.assert_close(y.double(), exact, rtol=2e-2, atol=2e-2)
+
+
 # Statistics.
 
 
