@@ -27,13 +27,13 @@ def free_port() -> str:
 
 
 def processes(count: int, arguments: list[str]) -> list[subprocess.CompletedProcess[str]]:
-    """Run `genmod` in so many processes that know of each other by the usual variables."""
+    """Run Python in so many processes that know of each other by the usual variables."""
     common = {
         "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"
     }  # fmt: skip
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "genmod", *arguments],
+            [sys.executable, *arguments],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -79,7 +79,7 @@ def same_but_for_rounding(two: list[float], one: list[float]) -> None:
 
 
 def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
-    done = processes(2, [*COMMAND, "--out", str(tmp_path / "two"), "--ema", "0.9"])
+    done = processes(2, ["-m", "genmod", *COMMAND, "--out", str(tmp_path / "two"), "--ema", "0.9"])
     assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
     in_this_process([*COMMAND, "--out", str(tmp_path / "one"), "--ema", "0.9"])
     same_but_for_rounding(curve(tmp_path / "two"), curve(tmp_path / "one"))
@@ -109,3 +109,21 @@ def test_accelerate_launch_of_two_gloo_processes_gives_the_curve_of_one(tmp_path
     same_but_for_rounding(curve(tmp_path / "two"), curve(tmp_path / "one"))
     assert curve(tmp_path / "two") != curve(tmp_path / "one")  # which two processes that each took all would have
     assert done.stdout.count("Everything is in") == 1
+
+
+COMPARING = ["beta-tcvae", "dip-vae", "wae"]
+THEM_ALL = """
+import sys
+from genmod.cli import main
+for recipe in sys.argv[3:]:
+    options = ["--steps", "12", "--batch", "16", "--no-metrics", "--device", "cpu"]
+    assert main(["train", recipe, *options, "--out", f"{sys.argv[1]}/{recipe}-{sys.argv[2]}"]) == 0
+"""
+
+
+def test_losses_that_compare_the_samples_of_a_batch_see_all_of_it(tmp_path: Path) -> None:
+    two = processes(2, ["-c", THEM_ALL, str(tmp_path), "2", *COMPARING])
+    one = processes(1, ["-c", THEM_ALL, str(tmp_path), "1", *COMPARING])
+    assert [process.returncode for process in two + one] == [0, 0, 0], two[0].stderr + two[1].stderr + one[0].stderr
+    for recipe in COMPARING:
+        same_but_for_rounding(curve(tmp_path / f"{recipe}-2"), curve(tmp_path / f"{recipe}-1"))
