@@ -265,8 +265,8 @@ def _accelerator(device: str | None, log_to: Path | None) -> Any:
 
 
 def _forget_other_device(accelerate: Any, device: str | None) -> None:
-    """Accelerate keeps a process's first device for good: asked for a GPU after a CPU it would stay there, and asked for
-    a CPU after a GPU it would raise."""
+    """Accelerate keeps a process's first device for good: asked for a GPU after a CPU, it would stay on the CPU; for a
+    CPU after a GPU, it would raise."""
     state = accelerate.state.PartialState
     if device is None or not state._shared_state or state().device.type == device:
         return
