@@ -46,7 +46,7 @@ def run(case: Case, device: torch.device, suite: Suite) -> Row:
     whole = {name: call for name, call in case.calls.items() if not name.startswith(("genmod:", "ceiling:"))}
     # What Inductor generates for a CPU is no operator, and the profiler does not see it.
     seen = {name for name in whole if device.type == "cuda" or not name.startswith("compile")}
-    return {
+    row = {
         "op": case.op,
         "workload": case.workload,
         "mode": case.mode,
@@ -61,6 +61,9 @@ def run(case: Case, device: torch.device, suite: Suite) -> Row:
         "flops": case.flops,
         "copy_bytes_per_second": case.copied / statistics.median(copy) if copy else None,
     }
+    if case.mode == "step":
+        row["products_share"] = {name: measure.products_share(whole[name], device) for name in whole if name in seen}
+    return row
 
 
 def run_ops(
