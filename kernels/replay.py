@@ -50,6 +50,7 @@ class _Operation(NamedTuple):
     arguments: tuple[Any, ...]
     options: dict[str, Any]
     makes: int  # so many results
+    is_view: bool
 
     def run(self, slots: list[Any]) -> None:
         options = {name: _filled(value, slots) for name, value in self.options.items()}
@@ -147,7 +148,8 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        self.tensors = list(tensors)
+        self.tensors: list[Tensor | None] = list(tensors)
+        self.inputs = len(self.tensors)
         self.steps: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -158,7 +160,9 @@ class _Watch(TorchDispatchMode):
             options = {"dtype": result.dtype, "device": result.device}
             self.steps.append(_Allocation(result.shape, result.stride(), options))
         else:
-            self.steps.append(_Operation(func, arguments, options, len(made)))
+            # By its schema `contiguous` is a view too, but only where there is nothing to do.
+            is_view = func.is_view and all(self.slot_of_memory(t) is not None for t in made if t is not None)
+            self.steps.append(_Operation(func, arguments, options, len(made), is_view))
         self.tensors.extend(made)
         return result
 
@@ -174,20 +178,39 @@ class _Watch(TorchDispatchMode):
         """`value` with slots in place of tensors."""
         if isinstance(value, Tensor):
             wanted = _identity(value)
-            return _Slot(next(i for i, t in enumerate(self.tensors) if _identity(t) == wanted))
+            # From the end: of what has no elements, and so no address, the latest is meant.
+            return _Slot(next(i for i in reversed(range(len(self.tensors))) if _identity(self.tensors[i]) == wanted))
         if isinstance(value, torch.Size):
             return value
         return type(value)(map(self.slots, value)) if isinstance(value, (tuple, list)) else value
 
-    def address(self, tensor: Tensor) -> tuple[int, int]:
-        """The first slot in the same memory, and how many bytes beyond it the tensor begins."""
+    def results(self, value: Any) -> Any:
+        """Slots of what a launcher returns, a tensor or several: fresh ones, so none is an input or another result."""
+        taken = set(range(self.inputs))
+        slots = []
+        for tensor in (value,) if isinstance(value, Tensor) else value:
+            wanted = _identity(tensor)
+            number = next(i for i, t in enumerate(self.tensors) if i not in taken and _identity(t) == wanted)
+            taken.add(number)
+            slots.append(_Slot(number))
+        return slots[0] if isinstance(value, Tensor) else tuple(slots)
+
+    def slot_of_memory(self, tensor: Tensor) -> int | None:
+        """The first slot in the same memory."""
         storage = tensor.untyped_storage().data_ptr()
-        slot, base = next((i, t) for i, t in enumerate(self.tensors) if t.untyped_storage().data_ptr() == storage)
+        known = ((i, t) for i, t in enumerate(self.tensors) if t is not None)
+        return next((i for i, t in known if t.untyped_storage().data_ptr() == storage), None)
+
+    def address(self, tensor: Tensor) -> tuple[int, int]:
+        """A slot, and how many bytes beyond it the tensor begins."""
+        slot = self.slot_of_memory(tensor)
+        base = None if slot is None else self.tensors[slot]
+        assert slot is not None and base is not None, "a kernel looks at what nobody gave or made"
         return slot, tensor.data_ptr() - base.data_ptr() if tensor.numel() else 0  # nothing is nowhere
 
 
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+def _identity(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    return None if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def _watch(launcher: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, _Tape]:
@@ -196,7 +219,7 @@ def _watch(launcher: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, 
     watch = _Watch(inputs[i] for i in read)
     with watch, launch.telling(watch.launched):
         results = launcher(*inputs)
-    places = watch.slots(results)
+    places = watch.results(results)
     return results, _Tape(inputs[read[0]].device, read, _needed(watch.steps, places, len(read)), places)
 
 
@@ -225,7 +248,7 @@ def _needed(steps: list[Any], results: Any, inputs: int) -> tuple[Any, ...]:
     for step in reversed(steps):
         if isinstance(step, _Operation):
             end -= step.makes
-            if step.function.is_view and wanted.isdisjoint(range(end, end + step.makes)):
+            if step.is_view and wanted.isdisjoint(range(end, end + step.makes)):
                 step = _Skipped(step.makes)
             else:
                 wanted.update(_numbers((step.arguments, tuple(step.options.values()))))

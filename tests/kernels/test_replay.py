@@ -103,6 +103,39 @@ def test_operators_in_place_and_optional_inputs(kernel):
         torch.testing.assert_close(call(x, None, [1.0, 2.0]), x * 3)
 
 
+def test_what_may_be_a_view_or_a_copy(kernel):
+    """`contiguous` copies where it has to; a kernel then reads the copy, made anew each time."""
+    call = replay.remembering(lambda x: copied(kernel, x.contiguous()))
+    for _ in range(3):
+        for x in (torch.randn(3, 4), torch.randn(4, 3).t()):
+            assert torch.equal(call(x), x)
+
+
+def test_nothing_is_returned_twice(kernel):
+    """Results without elements have no address to tell them apart, yet each is a tensor of its own."""
+    call = replay.remembering(lambda x: (x.new_empty(0), copied(kernel, x), x.new_empty(0)))
+    for _ in range(2):
+        x = torch.randn(0) if _ else torch.randn(3)
+        first, second, third = call(x)
+        assert len({id(t) for t in (x, first, second, third)}) == 4
+        assert torch.equal(second, x)
+
+
+def test_operators_that_return_nothing_for_something(kernel):
+    def launcher(grad, x, weight):
+        dx, d_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1], [0], [1], False, [0], 1, [False, True, False]
+        )
+        assert dx is None
+        return copied(kernel, d_weight)
+
+    call = replay.remembering(launcher)
+    for _ in range(2):
+        grad, x, weight = torch.randn(1, 1, 3), torch.randn(1, 1, 5), torch.randn(1, 1, 3)
+        expected = torch.stack([(grad[0, 0] * x[0, 0, i : i + 3]).sum() for i in range(3)]).view(1, 1, 3)
+        torch.testing.assert_close(call(grad, x, weight), expected)
+
+
 def test_sizes_that_never_come_back_are_forgotten(kernel, monkeypatch):
     monkeypatch.setattr(replay, "_LIMIT", 4)
     call = replay.remembering(lambda x: copied(kernel, x))
