@@ -150,6 +150,19 @@ def test_gradients_a_million_standard_deviations_out(backend, estimator, distanc
 
 
 @every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double])
+def test_where_no_density_is_above_zero(backend, dtype):
+    """log 0 is -inf, and what is made of it is what it is in the reference, not that of a small number."""
+    z, mean, logvar = posteriors(5, 2, dtype=dtype)
+    mean[:, 1] = float("inf")
+    inputs = [t.requires_grad_() for t in (z, mean, logvar)]
+    with genmod.backend(backend):
+        information, correlation, kl = ops.total_correlation(*inputs, dataset_size=50)
+        assert information.isnan() and correlation.isnan() and kl == -float("inf")
+        assert torch.autograd.grad(kl, z)[0].isnan().any()
+
+
+@every_backend
 def test_double_precision_has_its_own_range(backend):
     """A log-density of -1e60 is a number there."""
     z, mean = (torch.tensor([[a], [b]], dtype=torch.double) for a, b in ((-1e30, -1.4e30), (1.5e30, -2.9e29)))
