@@ -6,6 +6,7 @@ the rest; schemas, fakes and autograd stand below them. The maths is in `genmod.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from typing import Any, Literal
@@ -304,13 +305,15 @@ def _move_running_statistics(
 ) -> None:
     if count == 0:
         return
-    with torch.no_grad():
-        unbiased = momentum * count / (count - 1)
+    # Buffers have no gradient to keep off, and to do so costs as much as to move one.
+    learned = running_mean.requires_grad or running_var.requires_grad
+    with torch.no_grad() if learned else contextlib.nullcontext():
         if running_mean.dtype == mean.dtype:
-            running_mean.lerp_(mean, momentum)
-            running_var.mul_(1 - momentum).add_(var, alpha=unbiased)
+            torch._foreach_lerp_([running_mean, running_var], [mean, var], momentum)
+            running_var.add_(var, alpha=momentum / (count - 1))  # what an unbiased variance has beyond the batch's
         else:  # half precision: rounded once
             running_mean.copy_(running_mean.to(mean.dtype).lerp_(mean, momentum))
+            unbiased = momentum * count / (count - 1)
             running_var.copy_(running_var.to(var.dtype).mul_(1 - momentum).add_(var, alpha=unbiased))
 
 
