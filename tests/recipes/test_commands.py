@@ -146,6 +146,10 @@ def test_colorization_wants_colour(tmp_path: Path, capsys: pytest.CaptureFixture
         Image.fromarray(pixels).save(folder / f"{number}.png")
     common = ["--data", str(folder), "--size", "16", "--steps", "2", "--batch", "4", "--out", str(tmp_path / "run")]
     assert main(["pretext", "colorization", *common, "--device", "cpu"]) == 0
+    # Rare colours weigh more: how rare they are was measured on the training images, and is kept with the model.
+    prior = json.loads((tmp_path / "run" / "metrics.json").read_text())["model"]["options"]["prior"]
+    assert len(prior) == 313 and sum(prior) == pytest.approx(1) and len(set(prior)) > 10
+    assert main(["pretext", "colorization", *common, "--device", "cpu", "--resume"]) == 0
 
 
 def test_resume(tmp_path: Path) -> None:
