@@ -33,12 +33,13 @@ _SIZES = [*SIZES, "group", "members", "chunk", "channels", "samples", "scale_str
 
 @triton.jit(do_not_specialize=_SIZES)
 def _statistics(
-    total, x, residual, means, squares,
+    total, x, x_bias, residual, means, squares,
     fast, slow, blocks, chunks, steps, group,
     PER_SAMPLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared differences from it, per sample, channel and chunk; and, if asked for, x + residual.
+    """Mean and sum of squared differences from it, per sample, channel and chunk; and, if asked for, the sum of what is
+    given of x, its bias and a residual.
 
     By Welford's update in each lane, on differences from the unit's first element: near it rounding is small.
     """
@@ -49,7 +50,10 @@ def _statistics(
     known = channel < channels
     unit_sample = sample if PER_SAMPLE else sample * 0
     pivot_at = offsets(unit_sample, channel // group * group, 0, channels, space, CHANNELS_LAST)
-    pivot = _total(x, residual, pivot_at, known & (channel * 0 < space))[:, None]
+    first_channel = channel // group * group
+    pivot = _total(x, residual, total, pivot_at, known & (channel * 0 < space), _of_x(x_bias, first_channel, known))
+    pivot = pivot[:, None]
+    shift = _of_x(x_bias, channel, known)[:, None]
     mean = tl.zeros([BLOCK_C, BLOCK_P], means.dtype.element_ty)
     square = tl.zeros([BLOCK_C, BLOCK_P], means.dtype.element_ty)
     count = tl.zeros([1, 1], means.dtype.element_ty)
@@ -58,8 +62,8 @@ def _statistics(
         position = start + lane
         inside = known[:, None] & (position < space)[None, :]
         at = offsets(sample, channel[:, None], position[None, :], channels, space, CHANNELS_LAST)
-        value = _total(x, residual, at, inside)
-        if residual is not None:
+        value = _total(x, residual, total, at, inside, shift)
+        if total is not None:
             store(total, at, value, inside)
         count += 1.0
         value -= pivot
@@ -76,18 +80,30 @@ def _statistics(
 
 
 @triton.jit
-def _total(x, residual, at, inside):
-    """What is normalised: x, or x + residual rounded as it is stored."""
+def _of_x(x_bias, channel, known):
+    """The bias of x, or zeros."""
+    if x_bias is None:
+        value = tl.zeros(channel.shape, tl.float32)
+    else:
+        value = load(x_bias, channel, known)
+    return value
+
+
+@triton.jit
+def _total(x, residual, total, at, inside, shift):
+    """What is normalised: x and its bias, and a residual; rounded if it is stored."""
     value = load(x, at, inside)
+    value += shift.to(value.dtype)
     if residual is not None:
         value += load(residual, at, inside)
+    if total is not None:
         value = value.to(x.dtype.element_ty).to(value.dtype)
     return value
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _combine(
-    mean, rest, spread, x, means, squares,
+    mean, rest, spread, x, x_bias, means, squares,
     fast, slow, chunks, group, members, chunk, count: tl.float64, eps: tl.float64,
     PER_SAMPLE: tl.constexpr, RSTD: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
     WIDE: tl.constexpr, BLOCK: tl.constexpr,
@@ -115,6 +131,8 @@ def _combine(
     pivot_at = offsets(pivot_sample, unit % groups * group, 0, channels, space, CHANNELS_LAST)
     exists = (tl.arange(0, 1) < space) & (tl.arange(0, 1) < members)  # not so in an empty batch
     pivot = load(x, pivot_at + tl.arange(0, 1), exists)
+    if x_bias is not None:
+        pivot += load(x_bias, unit % groups * group + tl.arange(0, 1), exists).to(dtype)
     rounded = pivot + shifted
     back = rounded - pivot
     one = unit + tl.arange(0, 1)
@@ -186,19 +204,19 @@ def _or_one(weight, channel, known, dtype: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SIZES)
 def _normalise(
-    y, total, x, residual, mean, rest, spread, weight, bias, scale, shift, scale_stride, shift_stride,
+    y, total, x, x_bias, residual, mean, rest, spread, weight, bias, scale, shift, scale_stride, shift_stride,
     fast, slow, blocks, chunks, group, eps: tl.float64, negative_slope: tl.float64,
     ACTIVATION: tl.constexpr, FAST: tl.constexpr, PER_SAMPLE: tl.constexpr, VARIANCE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """y = act(z), z = h * factor + offset; and, if a residual is given, x + residual."""
+    """y = act(z), z = h * factor + offset; and, if asked for, the sum that is normalised."""
     sample, channel, chunk = place(blocks, chunks, CHANNELS_LAST, WIDE, BLOCK_C)
     channels, space = sizes(fast, slow, CHANNELS_LAST, UNIT)
     position = chunk * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (channel < channels)[:, None] & (position < space)[None, :]
     at = offsets(sample, channel[:, None], position[None, :], channels, space, CHANNELS_LAST)
-    value = _total(x, residual, at, inside)
-    if residual is not None:
+    value = _total(x, residual, total, at, inside, _of_x(x_bias, channel, channel < channels)[:, None])
+    if total is not None:
         store(total, at, value, inside)
     _, m, r, rho, factor, offset = _affine(
         sample, channel, channels, group, mean, rest, spread, weight, bias, scale, shift, scale_stride, shift_stride,
@@ -451,16 +469,23 @@ def _partials(like: Tensor, seen: View, how: Cut) -> Tensor:
 
 
 def _measure(
-    x: Tensor, residual: Tensor | None, total: Tensor | None, mean: Tensor, spread: Tensor, group: int, eps: float
+    x: Tensor,
+    residual: Tensor | None,
+    total: Tensor | None,
+    mean: Tensor,
+    spread: Tensor,
+    group: int,
+    eps: float,
+    x_bias: Tensor | None = None,
 ) -> Tensor:
-    """Statistics of a dense tensor, and of its sum with a residual, which is written to `total`. Groups have their
-    1/sigma in `spread`, channels of a batch (`mean` is `[C]`) the variance. Returns the rest of the mean."""
+    """Statistics of a dense tensor, or of its sum with its bias and a residual, written to `total` if given. Groups
+    have their 1/sigma in `spread`, channels of a batch (`mean` is `[C]`) the variance. Returns the rest of the mean."""
     per_sample = mean.dim() == 2
     seen = view(x, per_sample)
     how = cut(seen, x.element_size(), 2, reduces=True)
     means, squares = _partials(x, seen, how)
     kind = {"means": means, "squares": squares, "group": group, "PER_SAMPLE": per_sample}
-    _tiled(_statistics, how, x, {"total": total, "x": x, "residual": residual, **kind})
+    _tiled(_statistics, how, x, {"total": total, "x": x, "x_bias": x_bias, "residual": residual, **kind})
     rest = torch.empty_like(mean)
     merged = group if per_sample else seen.samples
     block = min(1024, max(16, power_of_two(merged * how.chunks)))
@@ -469,6 +494,7 @@ def _measure(
         "rest": rest,
         "spread": spread,
         "x": x if total is None else total,
+        "x_bias": x_bias if total is None else None,
         "members": merged * how.chunks,
         "chunk": how.chunk,
         "count": float(merged * seen.space),
@@ -580,9 +606,39 @@ def group_norm_act(
     rest = _measure(source, residual, total, mean, rstd, group, eps)
     normalisation = _normalisation(mean, rest, rstd, weight, bias, eps, scale=scale, shift=shift, group=group)
     normalised = source if total is None else total
-    tensors = {"y": y, "total": None, "x": normalised, "residual": None}
+    tensors = {"y": y, "total": None, "x": normalised, "x_bias": None, "residual": None}
     how = cut(view(source, True), x.element_size(), 4, reduces=False)
     _tiled(_normalise, how, x, tensors | normalisation | _options(x, activation, negative_slope))
+    return y, x.new_empty(0) if total is None else total, mean, rstd
+
+
+def group_norm_act_biased(
+    x: Tensor,
+    x_bias: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    keep_sum: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    source, residual = dense(x, x, residual)
+    y, total = layout.empty_output(x), layout.empty_output(x) if keep_sum else None
+    mean, rstd = (x.new_empty((x.shape[0], num_groups), dtype=_wide(x)) for _ in range(2))
+    group, x_bias = x.shape[1] // num_groups, x_bias.contiguous()
+    rest = _measure(source, residual, total, mean, rstd, group, eps, x_bias)
+    normalisation = _normalisation(mean, rest, rstd, weight, bias, eps, scale=scale, shift=shift, group=group)
+    # What was written down is read again; else x is, with all that belongs to it.
+    again = {"x": source, "x_bias": x_bias, "residual": residual}
+    if total is not None:
+        again = {"x": total, "x_bias": None, "residual": None}
+    how = cut(view(source, True), x.element_size(), 4, reduces=False)
+    kind = normalisation | _options(x, activation, negative_slope)
+    _tiled(_normalise, how, x, {"y": y, "total": None} | again | kind)
     return y, x.new_empty(0) if total is None else total, mean, rstd
 
 
@@ -645,7 +701,7 @@ def batch_norm_act(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     source, residual = dense(x, x, residual)
     y, total = layout.empty_output(x), None if residual is None else layout.empty_output(x)
-    tensors = {"y": y, "total": total, "x": source, "residual": residual}
+    tensors = {"y": y, "total": total, "x": source, "x_bias": None, "residual": residual}
     mean, var = (x.new_empty(x.shape[1] if training else 0, dtype=_wide(x)) for _ in range(2))
     if training:
         rest = _measure(source, residual, total, mean, var, 1, eps)
@@ -764,6 +820,8 @@ def _case(
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         if op is group_norm_act:
             op(x, other, *affine, *scales, 32, 1e-5, activation, 0.2)
+        elif op is group_norm_act_biased:
+            op(x, make(channels), other, *affine, *scales, 32, 1e-5, activation, 0.2, residual)
         elif op is group_norm_act_backward:
             statistics = (make(shape[0], 32, of=wide) for _ in range(2))
             op(x, other, x, *affine, *scales, *statistics, 32, 1e-5, activation, 0.2, 31)
@@ -790,6 +848,11 @@ COMPILE_CASES = {
     "group_norm_act, float16, odd": _case(group_norm_act, torch.float16, shape=(3, 96, 7, 7), activation="tanh"),
     "group_norm_act, bfloat16, 2^32 elements": _case(group_norm_act, torch.bfloat16, shape=(32, 128, 1024, 1024)),
     "group_norm_act, float64": _case(group_norm_act, torch.float64, activation="gelu"),
+    "group_norm_act_biased, bfloat16, channels_last": _case(group_norm_act_biased, torch.bfloat16, channels_last=True),
+    "group_norm_act_biased, bfloat16, channels_last, residual": _case(
+        group_norm_act_biased, torch.bfloat16, channels_last=True, residual=True
+    ),
+    "group_norm_act_biased, float64": _case(group_norm_act_biased, torch.float64),
     "group_norm_act_backward, bfloat16": _case(group_norm_act_backward, torch.bfloat16),
     "group_norm_act_backward, bfloat16, channels_last": _case(
         group_norm_act_backward, torch.bfloat16, channels_last=True

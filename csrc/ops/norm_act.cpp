@@ -342,6 +342,16 @@ Tensor bias_act(const Tensor& x, const std::optional<Tensor>& bias, const std::s
   return y;
 }
 
+// The bias of what made x first, in a pass of its own: on a CPU a convolution adds it by itself, and nobody asks.
+std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act_biased(const Tensor& x, const Tensor& x_bias, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
+                                                                 const std::optional<Tensor>& bias, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                                                                 int64_t num_groups, double eps, const std::string& activation, double negative_slope, bool keep_sum) {
+  const Tensor biased = bias_act(x, x_bias, "identity", 0, 1, std::numeric_limits<double>::infinity());
+  auto [y, sum, mean, rstd] = group_norm_act(biased, residual, weight, bias, scale, shift, num_groups, eps, activation, negative_slope);
+  const Tensor kept = keep_sum ? (residual ? sum : biased) : empty({0}, x, x.scalar_type());
+  return {y, kept, mean, rstd};
+}
+
 std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& bias, const std::string& activation, double negative_slope,
                                              double gain, double clamp, int64_t wanted) {
   const NormInput in(x, Over::nothing, 1);
@@ -359,6 +369,7 @@ std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad, const Tensor& x
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
   m.impl("group_norm_act", TORCH_BOX(&genmod::group_norm_act));
+  m.impl("group_norm_act_biased", TORCH_BOX(&genmod::group_norm_act_biased));
   m.impl("group_norm_act_backward", TORCH_BOX(&genmod::group_norm_act_backward));
   m.impl("batch_norm_act", TORCH_BOX(&genmod::batch_norm_act));
   m.impl("batch_norm_act_backward", TORCH_BOX(&genmod::batch_norm_act_backward));

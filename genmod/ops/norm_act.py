@@ -37,10 +37,13 @@ def group_norm_act(
     residual: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    x_bias: Tensor | None = None,
+    return_sum: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Group norm and an activation, with a residual added before and a scale and shift per sample after, if given.
 
-    With :math:`s = x + r`, its mean :math:`\mu` and biased variance :math:`v` over each group of channels of a sample,
+    With :math:`s = x + b + r`, its mean :math:`\mu` and biased variance :math:`v` over each group of channels of a
+    sample,
 
     .. math::
         y = \operatorname{act}\left(\left(\frac{s - \mu}{\sqrt{v + \epsilon}}\,\gamma + \beta\right)(1 + \text{scale})
@@ -57,18 +60,21 @@ def group_norm_act(
         residual: :math:`r`, with the shape and dtype of `x`.
         scale, shift: `[N, C]`, each optional. The convention is that of ADM and diffusers, `1 + scale`: a scale of zero
             changes nothing.
+        x_bias: :math:`b`, `[C]`, optional: the bias of the convolution that made `x`. PyTorch adds it behind cuDNN in a
+            pass of its own, which takes as long as some of the convolutions; here it is added on the way.
+        return_sum: whether to return :math:`s` without a residual too.
 
     Returns:
-        `y`, with the shape, dtype and memory format of `x`; with a residual `(y, s)`.
+        `y`, with the shape, dtype and memory format of `x`; with a residual or `return_sum` `(y, s)`.
 
     Raises:
         TypeError: not a tensor, not floating point, dtypes that differ, or an option of the wrong type.
         ValueError: a rank outside 2 to 5, channels that `num_groups` does not divide, a shape or device that does not
             fit, an unknown `activation`, or an `eps` that is not positive.
 
-    Differentiable twice, in `x`, `weight`, `bias`, `residual`, `scale` and `shift`. Kept for backward: `s` (which is
-    `x` without a residual) and two numbers per group. Computed in float32, in float64 for float64; the variance is that
-    of the differences from the mean.
+    Differentiable twice, in `x`, `weight`, `bias`, `residual`, `scale`, `shift` and `x_bias`. Kept for backward: `s`
+    (which is `x` without a residual and `x_bias`) and two numbers per group. Computed in float32, in float64 for
+    float64; the variance is that of the differences from the mean.
     Sources: Wu and He, *Group normalization*, ECCV 2018; Dhariwal and Nichol, *Diffusion models beat GANs on image
     synthesis*, NeurIPS 2021.
     """
@@ -78,19 +84,29 @@ def group_norm_act(
         raise TypeError(f"num_groups: got {type(num_groups).__name__}, expected an integer")
     if num_groups < 1 or channels % num_groups:
         raise ValueError(f"num_groups: got {num_groups}, expected a divisor of the {channels} channels of x")
-    _check_optional(x, (channels,), weight=weight, bias=bias)
+    _check_optional(x, (channels,), weight=weight, bias=bias, x_bias=x_bias)
     _check_optional(x, (x.shape[0], channels), scale=scale, shift=shift)
     _check_options(x, residual, eps, activation, negative_slope)
+    if x_bias is not None:
+        tensors = (x, x_bias, residual, weight, bias, scale, shift)
+        if not (_is_needed_for_gradients(*tensors) or torch._C._are_functorch_transforms_active()):
+            options = num_groups, float(eps), activation, float(negative_slope)
+            wants_sum = return_sum or residual is not None
+            y, total, _, _ = _group_norm_act_biased(*tensors, *options, wants_sum)
+            return (y, total) if wants_sum else y
+        x = bias_act(x, x_bias, activation="identity")
     if _stock_is_faster(x, of_batch=False) and _stock_takes(x, weight, bias):
         total = x if residual is None else x + residual
         y = _stock_group_norm(total, num_groups, weight, bias, eps, scale, shift)
         y = activations.apply(activation, y, negative_slope)
-        return y if residual is None else (y, total)
+        return y if residual is None and not return_sum else (y, total)
     call = reference.group_norm_act if torch._C._are_functorch_transforms_active() else _group_norm_act
     y, total, _, _ = call(
         x, residual, weight, bias, scale, shift, num_groups, float(eps), activation, float(negative_slope)
     )
-    return y if residual is None else (y, total)
+    if residual is None:
+        return (y, x) if return_sum else y
+    return y, total
 
 
 def batch_norm_act(
@@ -211,6 +227,10 @@ def bias_act(
     call = reference.bias_act if torch._C._are_functorch_transforms_active() else _bias_act
     bound = math.inf if clamp is None else float(clamp)
     return call(x, bias, activation, float(negative_slope), float(gain), bound)
+
+
+def _is_needed_for_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 # Arguments.
@@ -357,6 +377,11 @@ def _group_norm_act_fake(x, residual, weight, bias, scale, shift, num_groups, ep
     return layout.empty_output(x), _sum_like(x, residual), *statistics
 
 
+def _group_norm_act_biased_fake(x, x_bias, residual, weight, bias, scale, shift, num_groups, *options):
+    statistics = (x.new_empty((x.shape[0], num_groups), dtype=_wide_dtype(x)) for _ in range(2))
+    return layout.empty_output(x), layout.empty_output(x) if options[-1] else x.new_empty(0), *statistics
+
+
 def _group_norm_act_backward_fake(
     grad, grad_sum, x, weight, bias, scale, shift, mean, rstd, num_groups, eps, activation, negative_slope, wanted
 ):
@@ -389,6 +414,13 @@ define(
     "group_norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, "
     "int num_groups, float eps, str activation, float negative_slope) -> (Tensor, Tensor, Tensor, Tensor)",
     _group_norm_act_fake,
+)
+define(
+    "norm_act",
+    "group_norm_act_biased(Tensor x, Tensor x_bias, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, "
+    "Tensor? shift, int num_groups, float eps, str activation, float negative_slope, bool keep_sum) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _group_norm_act_biased_fake,
 )
 define(
     "norm_act",
@@ -452,6 +484,28 @@ def _group_norm_vjp(ctx, grad, grad_sum, *_):
     return grads[0] if need_x else None, grads[0] if need_residual else None, *grads[1:], *(None,) * 4
 
 
+def _biased_save(ctx, outputs, x, x_bias, residual, weight, bias, scale, shift, *rest):
+    _, total, mean, rstd = outputs
+    *ctx.rest, kept = rest
+    ctx.mark_non_differentiable(mean, rstd, *(() if kept else (total,)))
+    ctx.save_for_backward(x, x_bias, residual, weight, bias, scale, shift, mean, rstd)
+
+
+def _biased_vjp(ctx, grad, grad_sum, *_):
+    """That of group norm for the sum, which is made again: public calls that need gradients make it beforehand."""
+    x, x_bias, residual, *others = ctx.saved_tensors
+    need_x, need_x_bias, need_residual, *need = ctx.needs_input_grad[:7]
+    wanted = _wanted(need_x or need_x_bias or need_residual, *need)
+    grads: list[Tensor | None] = [grad_sum, None, None, None, None]
+    if grad is not None and wanted:
+        total = reference.biased_sum(x, x_bias, residual)
+        grads = _only(wanted, _group_norm_act_backward(grad, grad_sum, total, *others, *ctx.rest, wanted))
+    of_sum, of_bias = grads[0], None
+    if need_x_bias and of_sum is not None:
+        of_bias = of_sum.to(_wide_dtype(x)).sum([d for d in range(x.dim()) if d != 1]).to(x_bias.dtype)
+    return of_sum if need_x else None, of_bias, of_sum if need_residual else None, *grads[1:], *(None,) * 5
+
+
 def _batch_norm_save(ctx, outputs, x, residual, running_mean, running_var, weight, bias, training, *rest):
     _, total, mean, var = outputs
     ctx.mark_non_differentiable(mean, var, *(() if residual is not None else (total,)))
@@ -483,6 +537,7 @@ def _bias_act_vjp(ctx, grad):
 
 
 _group_norm_act = differentiate("group_norm_act", _group_norm_save, _group_norm_vjp, keeps_outputs=True)
+_group_norm_act_biased = differentiate("group_norm_act_biased", _biased_save, _biased_vjp, keeps_outputs=True)
 _batch_norm_act = differentiate("batch_norm_act", _batch_norm_save, _batch_norm_vjp, keeps_outputs=True)
 _bias_act = differentiate("bias_act", _bias_act_save, _bias_act_vjp)
 _group_norm_act_backward = differentiate_backward("group_norm_act_backward")

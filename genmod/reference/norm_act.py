@@ -132,6 +132,33 @@ def group_norm_act(
 # d s is the gradient of x and of the residual.
 
 
+def biased_sum(x: Tensor, x_bias: Tensor, residual: Tensor | None) -> Tensor:
+    """What :func:`group_norm_act_biased` normalises, in the dtype of `x`."""
+    total = _widen(x) + _along_channels(_widen(x_bias), x)
+    return _lay_out(total if residual is None else total + _widen(residual), x)
+
+
+def group_norm_act_biased(
+    x: Tensor,
+    x_bias: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    keep_sum: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`group_norm_act` of `x` with a bias per channel. The sum is an output if `keep_sum`, else it is empty."""
+    total = biased_sum(x, x_bias, residual)
+    rest = weight, bias, scale, shift, num_groups, eps, activation, negative_slope
+    y, _, mean, rstd = group_norm_act(total, None, *rest)
+    return y, total if keep_sum else x.new_empty(0), mean, rstd
+
+
 def group_norm_act_backward(
     grad: Tensor,
     grad_sum: Tensor | None,

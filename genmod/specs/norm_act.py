@@ -44,9 +44,12 @@ def eager_group_norm_act(
     residual=None,
     scale=None,
     shift=None,
+    x_bias=None,
+    return_sum=False,
 ):
-    """`act(group_norm(x + residual) * (1 + scale) + shift)`."""
-    total = x if residual is None else x + residual
+    """`act(group_norm(x + x_bias + residual) * (1 + scale) + shift)`."""
+    total = x if x_bias is None else x + _against(x_bias, x).to(x.dtype)
+    total = total if residual is None else total + residual
     if weight is None and bias is not None:  # torch's own backward fails there
         weight = torch.ones_like(bias)
     if x.is_cuda:  # where torch takes no float32 parameters beside half precision
@@ -57,7 +60,7 @@ def eager_group_norm_act(
     if shift is not None:
         y = y + _against(shift, y)
     y = _eager_activation(activation, y, negative_slope)
-    return y if residual is None else (y, total)
+    return (y, total) if residual is not None or return_sum else y
 
 
 def eager_batch_norm_act(
@@ -162,6 +165,10 @@ def _group_norm_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sa
         )
         yield Sample(f"scale, {layout}", (x, 4, w), {"scale": scale} | _options(3 + number))
         yield Sample(f"shift, {layout}", (x, 1, None, b), {"shift": shift} | _options(5 + number))
+        x_bias = {"x_bias": draw(4, scale=3.0)}
+        yield Sample(f"bias of x, {layout}", (x, 2, w, b), x_bias | _options(number))
+        yield Sample(f"bias of x, sum, {layout}", (x, 1, w, b), x_bias | {"return_sum": True})
+        yield Sample(f"bias of x, residual, {layout}", (x, 2, w, b), x_bias | {"residual": residual, "scale": scale})
 
 
 def _batch_norm_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
@@ -237,6 +244,7 @@ def _bad_group_norm() -> Iterator[BadCall]:
     yield BadCall("half a group", lambda: op(x, 2.0), TypeError, ("num_groups", "float", "integer"))
     yield BadCall("scale", lambda: op(x, 2, scale=x[:, :, :1]), ValueError, ("scale", "(2, 4, 1)", "(2, 4)"))
     yield BadCall("shift", lambda: op(x, 2, shift=x[0, :, 0]), ValueError, ("shift", "(4,)", "(2, 4)"))
+    yield BadCall("bias of x", lambda: op(x, 2, x_bias=x[0, :2, 0]), ValueError, ("x_bias", "(2,)", "(4,)"))
 
 
 def _bad_batch_norm() -> Iterator[BadCall]:
@@ -341,6 +349,8 @@ def gain_of_a_norm(groups: Tensor, eps: float, *factors: Any) -> float:
 def _group_norm_terms(sample: Sample) -> tuple[float, float]:
     x, residual, scale = sample.args[0], sample.get("residual"), sample.get("scale")
     total = x if residual is None else x + residual
+    if (x_bias := sample.get("x_bias")) is not None:
+        total = total + _against(x_bias, x)
     groups = total.reshape(x.shape[0] * sample.args[1], -1) if x.numel() else total.reshape(0, 0)
     growth = None if scale is None else 1 + scale.detach().abs()
     return 0.0, gain_of_a_norm(groups, sample.get(4) or 1e-5, sample.get(2), growth)
@@ -360,7 +370,8 @@ def _batch_norm_terms(sample: Sample) -> tuple[float, float]:
 
 
 def _sum_bytes(sample: Sample) -> int:
-    return sample.args[0].numel() * sample.args[0].element_size() if sample.get("residual") is not None else 0
+    sums = sum(sample.get(name) is not None for name in ("residual", "x_bias"))
+    return sums * sample.args[0].numel() * sample.args[0].element_size()
 
 
 register(
@@ -372,8 +383,14 @@ register(
         eager=eager_group_norm_act,
         gradient_order=2,
         reordering=4.0,  # parameters' gradients are sums over batch and space
-        dispatcher_ops=("group_norm_act", "group_norm_act_backward"),
-        differentiable=(0, 2, 3, "residual", "scale", "shift"),
+        dispatcher_ops=(
+            "group_norm_act",
+            "group_norm_act_biased",
+            "group_norm_act_backward",
+            "bias_act",
+            "bias_act_backward",
+        ),  # fmt: skip
+        differentiable=(0, 2, 3, "residual", "scale", "shift", "x_bias"),
         samples=_group_norm_samples,
         bad_calls=_bad_group_norm,
         workloads=(
