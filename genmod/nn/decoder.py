@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genmod import layout
 from genmod.nn.blocks import ConvTransposeBlock, UpsampleBlock
+from genmod.nn.convolution import without_bias
 from genmod.nn.norm_act import GroupNormAct
 from genmod.nn.residual import AttentionBlock, Branches, ResnetBlock, add, check_groups, normalize
 from genmod.nn.upsample_conv import UpsampleConv2d
@@ -199,10 +200,10 @@ class Decoder(nn.Module):
         return x.contiguous(memory_format=outside)
 
     def _residual(self, x: Tensor) -> Tensor:
-        residual = None
+        residual, bias = None, None
         for block in (self.mid_block, *self.up_blocks):
-            x, residual = block(x, residual)
-        x, _ = normalize(self.conv_norm_out, x, residual)
+            x, residual, bias = block(x, residual, bias)
+        x, _ = normalize(self.conv_norm_out, x, residual, bias)
         return self.conv_out(x)
 
     def _plain(self, x: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ class Decoder(nn.Module):
 
 
 class _MidBlock(nn.Module):
-    """Residual block, attention if wanted, residual block; takes and gives the two summands of an image."""
+    """Residual block, attention if wanted, residual block; takes and gives the summands of an image."""
 
     def __init__(self, channels: int, groups: int, attention: bool, options: dict[str, Any]) -> None:
         super().__init__()
@@ -225,15 +226,15 @@ class _MidBlock(nn.Module):
             self.attentions.append(AttentionBlock(channels, groups=groups, eps=_EPS, **options))
         self.resnets = nn.ModuleList(ResnetBlock(channels, groups=groups, eps=_EPS, **options) for _ in range(2))
 
-    def forward(self, x: Tensor, residual: Tensor | None) -> Branches:
+    def forward(self, x: Tensor, residual: Tensor | None, bias: Tensor | None) -> Branches:
         """See the class."""
         for block in (self.resnets[0], *self.attentions, self.resnets[1]):
-            x, residual = block.branches(x, residual)
-        return x, residual
+            x, residual, bias = block.branches(x, residual, bias)
+        return x, residual, bias
 
 
 class _UpBlock(nn.Module):
-    """Residual blocks, then twice the size if wanted; takes and gives the two summands of an image."""
+    """Residual blocks, then twice the size if wanted; takes and gives the summands of an image."""
 
     def __init__(
         self, inputs: int, outputs: int, layers: int, groups: int, upsample: bool, options: dict[str, Any]
@@ -247,15 +248,16 @@ class _UpBlock(nn.Module):
         if upsample:
             self.upsamplers.append(nn.ModuleDict({"conv": UpsampleConv2d(outputs, outputs, **options)}))
 
-    def forward(self, x: Tensor, residual: Tensor | None) -> Branches:
+    def forward(self, x: Tensor, residual: Tensor | None, bias: Tensor | None) -> Branches:
         """See the class."""
         for block in self.resnets:
             assert isinstance(block, ResnetBlock)
-            x, residual = block.branches(x, residual)
+            x, residual, bias = block.branches(x, residual, bias)
         for upsampler in self.upsamplers:
             assert isinstance(upsampler, nn.ModuleDict)
-            x, residual = upsampler["conv"](add(x, residual)), None
-        return x, residual
+            x, bias = without_bias(upsampler["conv"], add(x, residual, bias))
+            residual = None
+        return x, residual, bias
 
 
 def _check_positive(name: str, value: Any) -> None:

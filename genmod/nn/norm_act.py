@@ -25,7 +25,8 @@ class GroupNormAct(nn.GroupNorm):
         negative_slope: of "leaky_relu".
 
     Shape:
-        `forward(x)` to `y`; `forward(x, residual)` to `(y, x + residual)`; `scale` and `shift` `[N, C]` per sample.
+        `forward(x)` to `y`; `forward(x, residual)` to `(y, x + residual)`; `scale` and `shift` `[N, C]` per sample;
+        `x_bias` `[C]` is added to `x` first, and `return_sum` asks for what is normalised without a residual too.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class GroupNormAct(nn.GroupNorm):
         *,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
+        x_bias: Tensor | None = None,
+        return_sum: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """See the class."""
         return ops.group_norm_act(
@@ -55,6 +58,8 @@ class GroupNormAct(nn.GroupNorm):
             residual=residual,
             scale=scale,
             shift=shift,
+            x_bias=x_bias,
+            return_sum=return_sum,
         )
 
     def extra_repr(self) -> str:

@@ -1,8 +1,9 @@
 """Residual blocks of diffusion models' autoencoders, under the parameter names of diffusers.
 
 A block ends in an addition, and what follows it is nearly always a group norm, which can make that addition while it
-reads its input. So beside `forward` each block has `branches`: the two summands in place of the sum, and the same pair
-taken from the block before.
+reads its input. So beside `forward` each block has `branches`: the summands in place of the sum, and the same taken
+from the block before. They are two images, the second of which may be missing, and, on a GPU, the biases of the
+convolutions that made them (see `genmod.nn.convolution`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmod import layout
+from genmod import layout, ops
 from genmod.nn.attention import attention
+from genmod.nn.convolution import without_bias
 from genmod.nn.norm_act import GroupNormAct
 from genmod.ops.norm_act import Activation
 
-Branches = tuple[Tensor, Tensor | None]
+Branches = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class ResnetBlock(nn.Module):
@@ -69,12 +71,16 @@ class ResnetBlock(nn.Module):
         """The sum of both branches."""
         return add(*self.branches(x))
 
-    def branches(self, x: Tensor, residual: Tensor | None = None) -> Branches:
-        """The summands of the result for the input `x`, or `x + residual`."""
-        h, x = normalize(self.norm1, x, residual)
-        h = self.norm2(self.conv1(h))
-        h = self.conv2(self.dropout(h))
-        return h, x if self.conv_shortcut is None else self.conv_shortcut(x)
+    def branches(self, x: Tensor, residual: Tensor | None = None, bias: Tensor | None = None) -> Branches:
+        """The summands of the result for the sum of what is given."""
+        h, x = normalize(self.norm1, x, residual, bias)
+        h, bias = without_bias(self.conv1, h)
+        h = self.norm2(h, x_bias=bias)
+        h, bias = without_bias(self.conv2, self.dropout(h))
+        if self.conv_shortcut is None:
+            return h, x, bias
+        x, other = without_bias(self.conv_shortcut, x)
+        return h, x, other if bias is None else bias if other is None else bias + other
 
 
 class AttentionBlock(nn.Module):
@@ -123,9 +129,9 @@ class AttentionBlock(nn.Module):
         """The sum of both branches."""
         return add(*self.branches(x))
 
-    def branches(self, x: Tensor, residual: Tensor | None = None) -> Branches:
-        """The summands of the result for the input `x`, or `x + residual`."""
-        h, x = normalize(self.group_norm, x, residual)
+    def branches(self, x: Tensor, residual: Tensor | None = None, bias: Tensor | None = None) -> Branches:
+        """The summands of the result for the sum of what is given."""
+        h, x = normalize(self.group_norm, x, residual, bias)
         pixels = h.flatten(2).transpose(1, 2)
         q, k = self.to_q(pixels), self.to_k(pixels)
         if torch.is_grad_enabled() or h.shape[0] * h.shape[2] * h.shape[3] <= h.shape[1]:
@@ -135,7 +141,7 @@ class AttentionBlock(nn.Module):
             assert isinstance(out, nn.Linear)
             h = attention(q, k, F.linear(pixels, *values_to_result(self.to_v, out)))
         h = h.transpose(1, 2).view_as(x)  # in channels_last
-        return h.contiguous(memory_format=layout.memory_format_of(x)), x
+        return h.contiguous(memory_format=layout.memory_format_of(x)), x, None
 
 
 def values_to_result(value: nn.Linear, out: nn.Linear) -> tuple[Tensor, Tensor | None]:
@@ -150,13 +156,18 @@ def values_to_result(value: nn.Linear, out: nn.Linear) -> tuple[Tensor, Tensor |
     return weight.to(value.weight.dtype), None if bias is None else bias.to(value.weight.dtype)
 
 
-def normalize(norm: GroupNormAct, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Norm and activation of a sum whose second summand may be missing, and the sum."""
-    return (norm(x), x) if residual is None else norm(x, residual)
+def normalize(
+    norm: GroupNormAct, x: Tensor, residual: Tensor | None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Norm and activation of a sum of which all but the first summand may be missing, and the sum."""
+    if residual is None and bias is None:
+        return norm(x), x
+    return norm(x, residual, x_bias=bias, return_sum=True)
 
 
-def add(x: Tensor, residual: Tensor | None) -> Tensor:
+def add(x: Tensor, residual: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """The sum of a block's branches."""
+    x = x if bias is None else ops.bias_act(x, bias, activation="identity")
     return x if residual is None else x + residual
 
 

@@ -389,7 +389,7 @@ register(
             "group_norm_act_backward",
             "bias_act",
             "bias_act_backward",
-        ),  # fmt: skip
+        ),
         differentiable=(0, 2, 3, "residual", "scale", "shift", "x_bias"),
         samples=_group_norm_samples,
         bad_calls=_bad_group_norm,
