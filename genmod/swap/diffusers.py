@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genmod import layout
+from genmod import layout, ops
 from genmod.nn.attention import attention
+from genmod.nn.convolution import without_bias
 from genmod.nn.residual import values_to_result
 from genmod.swap import activations
 from genmod.swap.classes import Swapped
@@ -21,11 +22,15 @@ from genmod.swap.patterns.upsample_conv import why_stock as why_stock_upsample
 _IDENTITY = activations.Options("identity", 0.01)
 
 
-def _norm_act(norm: Any, act: Any, x: Tensor) -> Tensor:
-    """Group norm and activation at once where that is covered, or one after the other."""
+def _norm_act(norm: Any, act: Any, x: Tensor, x_bias: Tensor | None = None) -> Tensor:
+    """Group norm and activation at once where that is covered, or one after the other; of `x` and a bias of its own."""
     if why_stock(x, norm.num_channels, norm.weight, norm.bias):
-        return act(norm(x))
-    return group_norm(norm, activations.options(act), x)
+        return act(norm(_biased(x, x_bias)))
+    return group_norm(norm, activations.options(act), x, x_bias=x_bias)
+
+
+def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else ops.bias_act(x, bias.to(x.dtype), activation="identity")
 
 
 def _add(fresh: Tensor, other: Tensor, layer: nn.Module) -> Tensor:
@@ -47,15 +52,19 @@ class ResnetBlock2D(Swapped):
                 self._genmod_stock(why)
             return super().forward(input_tensor, temb, *args, **kwargs)
         block: Any = self
-        h = block.conv1(_norm_act(block.norm1, block.nonlinearity, input_tensor))
+        h, bias = without_bias(block.conv1, _norm_act(block.norm1, block.nonlinearity, input_tensor))
         if block.time_emb_proj is not None:
             temb = temb if block.skip_time_act else block.nonlinearity(temb)
             temb = block.time_emb_proj(temb)[:, :, None, None]
-        h = self._genmod_norm2(h, temb)
-        h = block.conv2(block.dropout(h))
+        if temb is None and block.time_embedding_norm != "scale_shift":
+            h = _norm_act(block.norm2, block.nonlinearity, h, bias)
+        else:
+            h = self._genmod_norm2(_biased(h, bias), temb)
+        h, bias = without_bias(block.conv2, block.dropout(h))
         if block.conv_shortcut is not None:
-            input_tensor = block.conv_shortcut(input_tensor)
-        h = _add(h, input_tensor, block.conv2)
+            input_tensor, other = without_bias(block.conv_shortcut, input_tensor)
+            bias = other if bias is None else bias if other is None else bias + other
+        h = _add(_biased(h, bias), input_tensor, block.conv2)
         return h if block.output_scale_factor == 1.0 else h / block.output_scale_factor
 
     def _genmod_norm2(self, h: Tensor, temb: Tensor | None) -> Tensor:

@@ -245,3 +245,27 @@ def test_a_config_is_a_value():
     assert config == DecoderConfig.dcgan() and hash(config) == hash(DecoderConfig.dcgan())
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_groups = 4
+
+
+def test_attention_by_rows(monkeypatch):
+    """The path of wide heads on a GPU, with products in float32 as the CPU has them."""
+    from genmod.nn import attention
+
+    scores = lambda nothing, q, keys: q.shape[-1] ** -0.5 * q @ keys  # noqa: E731
+    monkeypatch.setattr(attention, "_scores", scores)
+    monkeypatch.setattr(attention, "_PART", 40)
+    for batch, tokens in ((1, 7), (2, 10), (1, 1)):
+        q, k, v = torch.randn(3, batch, tokens, 6)
+        torch.testing.assert_close(attention._by_rows(q, k, v), attention._fused(q, k, v))
+
+
+@pytest.mark.gpu
+def test_attention_of_wide_heads():
+    from genmod.nn import attention
+
+    q, k, v = torch.randn(3, 2, 1500, 320, device="cuda").bfloat16()
+    exact = attention._fused(q.double(), k.double(), v.double())
+    with torch.no_grad():
+        found, fused = attention.attention(q, k, v), attention._fused(q, k, v)
+    error = [(t.double() - exact).norm() / exact.norm() for t in (found, fused)]
+    assert error[0] <= 2 * error[1]

@@ -40,11 +40,13 @@ def group_norm(
     x: Tensor,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    x_bias: Tensor | None = None,
 ) -> Tensor:
-    """Group norm and activation in one pass, with a scale and shift per sample between them if there are any; in the
-    dtype that stock PyTorch would give."""
+    """Group norm and activation in one pass, with a scale and shift per sample between them if there are any, and a
+    bias of `x` before them; in the dtype that stock PyTorch would give."""
+    x = widened(x)
     y = ops.group_norm_act(
-        widened(x),
+        x,
         norm.num_groups,
         norm.weight,
         norm.bias,
@@ -53,6 +55,7 @@ def group_norm(
         negative_slope=act.negative_slope,
         scale=scale,
         shift=shift,
+        x_bias=None if x_bias is None else x_bias.to(x.dtype),
     )
     assert isinstance(y, Tensor), "a pair comes with a residual only"
     return y
