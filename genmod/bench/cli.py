@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from genmod.bench import against, cases, measurements, page, plots, report, runner, scaling, tables
+from genmod.bench import against, cases, measurements, page, plots, pytest_format, report, runner, scaling, tables
 from genmod.bench.suites import SUITES
 from genmod.recipes import RecipeError, need
 from genmod.specs import specs
@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, metavar="FILE", help="write the results, with machine, versions and commit"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one line per case and contender")
+    parser.add_argument(
+        "--pytest-benchmark", type=Path, metavar="FILE", help="write every time for `pytest-benchmark compare FILE ...`"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write the plots, as PNG and SVG")
     actions = parser.add_subparsers(
@@ -109,6 +112,11 @@ def _measure(args: argparse.Namespace) -> int:
         _show(console, title, columns, rows)
     for note in measurements.notes(result):
         console.print(note, highlight=False)
+    if args.pytest_benchmark:
+        _write(args.pytest_benchmark, json.dumps(pytest_format.convert(result), indent=1) + "\n")
+    if result["kind"] == "ops":  # results keep the quartiles
+        for row in result["rows"]:
+            del row["seconds"]
     if args.json:
         _write(args.json, json.dumps(result, indent=1) + "\n")
     if args.csv:
@@ -125,15 +133,18 @@ def _check(args: argparse.Namespace) -> None:
     """What would fail after minutes of measuring is said before them."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
-    if args.csv and (args.scale or args.against or args.action):
-        raise RecipeError("--csv: only suites have one; use --json")
+    for option, file in (("--csv", args.csv), ("--pytest-benchmark", args.pytest_benchmark)):
+        if file and (args.scale or args.against or args.action):
+            raise RecipeError(f"{option}: only suites have one; use --json")
+    if args.pytest_benchmark:
+        need("pytest_benchmark", "bench")
     if args.suite == "models" and args.op:
         raise RecipeError("--op: the suite models is of training steps; choose among them with --workload")
     if args.rounds is not None and args.rounds < 5:
         raise RecipeError(f"--rounds: got {args.rounds}, expected at least 5, so that there are quartiles")
     if args.plots:
         need("matplotlib.figure")
-    for file in filter(None, (args.json, args.csv, args.markdown)):
+    for file in filter(None, (args.json, args.csv, args.markdown, args.pytest_benchmark)):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

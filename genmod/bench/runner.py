@@ -55,6 +55,7 @@ def run(case: Case, device: torch.device, suite: Suite) -> Row:
         "median_seconds": {name: statistics.median(t) for name, t in times.items()},
         "quartiles_seconds": {name: statistics.quantiles(t, n=4)[::2] for name, t in times.items()},
         "rounds": {name: len(t) for name, t in times.items()},
+        "seconds": times,  # of each round
         "peak_bytes": {name: measure.peak_bytes(call, device) for name, call in whole.items()},
         "launches": {name: measure.launches(whole[name], device) for name in whole if name in seen},
         "bytes_moved": case.bytes_moved,

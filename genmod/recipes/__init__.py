@@ -16,8 +16,8 @@ class RecipeError(Exception):
     exit_code = 2
 
 
-def need(module: str) -> ModuleType:
-    """Import a module of the `[train]` extra, or raise a `RecipeError` that says how to get it."""
+def need(module: str, extra: str = "train") -> ModuleType:
+    """Import a module of the `[train]` extra, or of another, or raise a `RecipeError` that says how to get it."""
     package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
@@ -26,7 +26,7 @@ def need(module: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise RecipeError(
-            f"this needs the Python package {package!r}; install it with: pip install 'genmod-torch[train]'"
+            f"this needs the Python package {package!r}; install it with: pip install 'genmod-torch[{extra}]'"
         ) from error
 
 

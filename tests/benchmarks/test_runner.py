@@ -7,6 +7,8 @@ import csv
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -136,6 +138,26 @@ def test_products_are_told_from_the_rest():
 def test_every_recipe_and_task_has_a_step():
     named = {step.name.split(" on ")[0] for step in all_steps() if step.op in ("recipe_step", "pretext_step")}
     assert named == {*RECIPES, *(name.replace("_", "-") for name in tasks())}
+
+
+def test_pytest_benchmark_reads_the_times(tmp_path):
+    """Its own command compares the contenders of a run, and a run with another."""
+    files = [tmp_path / f"{name}.json" for name in ("before", "now")]
+    for file in files:
+        options = ["--op", "mse", "--workload", "small", "--mode", "forward", "--rounds", "5", "--device", "cpu"]
+        assert bench(*options, "--json", str(tmp_path / "result.json"), "--pytest-benchmark", str(file)) == 0
+    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+    written = {b["param"]: b["stats"] for b in json.loads(files[1].read_text())["benchmarks"]}
+    assert {name: stats["median"] for name, stats in written.items()} == row["median_seconds"]
+    assert "seconds" not in row and all(len(s["data"]) == s["rounds"] >= 5 for s in written.values())
+    compare = [sys.executable, "-m", "pytest_benchmark", "compare", *map(str, files)]
+    done = subprocess.run([*compare, "--csv", "both.csv"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "genmod" in done.stdout and f"{2 * len(written)} tests" in done.stdout
+    compared = list(csv.DictReader(io.StringIO((tmp_path / "both.csv").read_text())))
+    assert len(compared) == 2 * len(written)
+    ours = [float(line["median"]) for line in compared if "genmod]" in line["name"]]
+    assert row["median_seconds"]["genmod"] in ours
 
 
 def test_scaling_curves(tmp_path):
