@@ -51,7 +51,9 @@ def critic_step(
     r"""Add the gradient of adversarial loss plus penalty to `.grad` of every parameter of the critic.
 
     For a piecewise-linear critic the samples that carry R1 or R2 cost four passes of convolutions, loss included, where
-    autograd takes six; see :func:`genmod.penalties.value_and_input_gradient`.
+    autograd takes six; see :func:`genmod.penalties.value_and_input_gradient`. The samples without a penalty run through
+    the critic's own forward; on the CPU, once the shared gradient has taken the critic, with images in channels_last
+    and with `conv2d` as a matrix product where that is faster.
 
     Args:
         critic: from `[N, ...]` to one value per sample.
