@@ -37,15 +37,18 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
         convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
         return convolve(x, weight, bias, *geometry)
     images, pixels = x.permute(0, 2, 3, 1), _pixels(x.shape, weight.shape, geometry)
-    matrix = weight.permute(2, 3, 1, 0).flatten(0, 2)
-    y = x.new_empty(x.shape[0], *pixels, weight.shape[0])
+    matrix = weight.permute(0, 2, 3, 1).flatten(1).t()  # a view, if the weight is in channels_last
+    # In autograd's eyes a tensor of its own, not a view, so that an activation behind it may work in place.
+    shape = (x.shape[0], weight.shape[0], *pixels)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    results = y.permute(0, 2, 3, 1)
     for part in _parts(x.shape[0], pixels, matrix.shape[0]):
-        patches, rows = _patches(images[part], weight.shape, geometry, pixels), y[part].flatten(0, 2)
+        patches, rows = _patches(images[part], weight.shape, geometry, pixels), results[part].flatten(0, 2)
         if bias is None:
             torch.mm(patches, matrix, out=rows)
         else:
             torch.addmm(bias, patches, matrix, out=rows)
-    return _in_format_of(y.permute(0, 3, 1, 2), x, weight)
+    return _in_format_of(y, x, weight)
 
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
@@ -59,7 +62,13 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Ge
     (height, width), (top, left), (down, right) = shape[2:], geometry.padding, geometry.stride
     pixels, kernel = grad.shape[2:], weight.shape[2:]
     matrix = weight.permute(0, 2, 3, 1).flatten(1)
-    padded = grad.new_zeros(shape[0], height + 2 * top, width + 2 * left, shape[1])
+    extended = torch.empty(
+        (shape[0], shape[1], height + 2 * top, width + 2 * left),
+        dtype=grad.dtype,
+        device=grad.device,
+        memory_format=torch.channels_last,
+    ).zero_()
+    padded = extended.permute(0, 2, 3, 1)
     for part in _parts(shape[0], pixels, matrix.shape[1]):
         rows = grad[part].permute(0, 2, 3, 1).flatten(0, 2)
         patches = (rows @ matrix).view(-1, *pixels, *kernel, shape[1])
@@ -67,7 +76,7 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Ge
             for j in range(kernel[1]):
                 seen = padded[part, i : i + down * pixels[0] : down, j : j + right * pixels[1] : right]
                 seen[:, : pixels[0], : pixels[1]].add_(patches[:, :, :, i, j])
-    inside = padded[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+    inside = extended[:, :, top : top + height, left : left + width] if top or left else extended
     return _in_format_of(inside, grad, weight)
 
 
@@ -83,14 +92,33 @@ def weight_gradient(grad: Tensor, x: Tensor, shape: torch.Size, geometry: Geomet
     return total.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
 
 
+def gradients(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Both of them. Where both are ATen's they are asked for together: what it converts, it converts once."""
+    shape = weight.shape
+    if _product_is_faster(False, grad, shape, geometry) or _channels_last_is_faster(grad, shape, geometry):
+        return input_gradient(grad, weight, x.shape, geometry), weight_gradient(grad, x, shape, geometry)
+    to_x, to_weight, _ = _both(grad, x, weight, geometry, [True, True, False])
+    return to_x, to_weight
+
+
+def forward_by_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a convolution of `x` takes the matrix product."""
+    return _product_is_faster(True, x, weight.shape, geometry)
+
+
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, which: int) -> Tensor:
+    return _both(grad, x, weight, geometry, [which == 0, which == 1, False])[which]
+
+
+def _both(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     stride, padding, dilation, groups = geometry
-    mask = [which == 0, which == 1, False]
     no_output_padding = [0] * len(stride)
-    results = torch.ops.aten.convolution_backward(
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, no_output_padding, groups, mask
     )
-    return results[which]
+    return found
 
 
 # The matrix product's side.

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genmod.ops._convolution import Geometry, convolution, input_gradient, weight_gradient
+from genmod.ops._convolution import Geometry, convolution, gradients, input_gradient, weight_gradient
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -51,9 +51,11 @@ class _Forward(torch.autograd.Function):
         if grad is None:
             return None, None, None, None
         x, weight = ctx.saved_tensors
+        to_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] and _asked_for(ctx, 2) else None
+        if not torch.is_grad_enabled() and _asked_for(ctx, 0) and _asked_for(ctx, 1):
+            return *gradients(grad, x, weight, ctx.geometry), to_bias, None
         to_x = _InputGradient.apply(grad, weight, ctx.shapes[0], ctx.geometry) if _asked_for(ctx, 0) else None
         to_weight = _WeightGradient.apply(grad, x, ctx.shapes[1], ctx.geometry) if _asked_for(ctx, 1) else None
-        to_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] and _asked_for(ctx, 2) else None
         return to_x, to_weight, to_bias, None
 
 

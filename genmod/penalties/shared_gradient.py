@@ -27,12 +27,14 @@ from torch.autograd.function import once_differentiable
 from genmod import layout
 from genmod.penalties import tape
 from genmod.penalties.affine import Unsupported, per_sample
+from genmod.penalties.faster import FasterConvolutions
 from genmod.penalties.outputs import one_per_sample
 
 Engine = Literal["auto", "shared", "autograd"]
 Critic = Callable[[Tensor], Tensor]
 
 _refused: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_taken: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class _Shared(torch.autograd.Function):
@@ -98,8 +100,10 @@ def value_and_input_gradient(critic: Critic, x: Tensor, *, engine: Engine = "aut
             raise RuntimeError(f'engine: got "shared", and this critic cannot take it: {reason}') from None
         _remember(critic, str(reason))
         return _by_autograd(critic, x)
-    values, gradients = _Shared.apply(recorded, *recorded.parameters)
-    return values, gradients.contiguous(memory_format=layout.memory_format_of(x))
+    with contextlib.suppress(TypeError):
+        _taken.add(critic)
+    found, gradients = _Shared.apply(recorded, *recorded.parameters)
+    return found, gradients.contiguous(memory_format=layout.memory_format_of(x))
 
 
 def _as_convolutions_like_it(x: Tensor) -> Tensor:
@@ -107,6 +111,18 @@ def _as_convolutions_like_it(x: Tensor) -> Tensor:
     written is unchanged."""
     images = x.device.type == "cpu" and x.dim() == 4 and x.dtype == torch.float32
     return x.contiguous(memory_format=torch.channels_last) if images else x
+
+
+def values(critic: Critic, x: Tensor, *, engine: Engine) -> Tensor:
+    """The values alone, as autograd differentiates them; to be asked for after :func:`value_and_input_gradient`.
+
+    A critic that the shared gradient took is known to bear images in another memory format and convolutions by other
+    kernels, and gets both. Any other one is called as it is.
+    """
+    if torch.compiler.is_compiling() or engine == "autograd" or not _was_taken(critic):
+        return one_per_sample(critic(x), x.shape[0])
+    with FasterConvolutions():
+        return one_per_sample(critic(_as_convolutions_like_it(x)), x.shape[0])
 
 
 def _check(x: object, engine: str) -> None:
@@ -147,9 +163,17 @@ def _known_to_refuse(critic: Critic) -> bool:
         return False
 
 
+def _was_taken(critic: Critic) -> bool:
+    try:
+        return critic in _taken
+    except TypeError:  # neither hashable nor weakly referable: nothing is known of it
+        return False
+
+
 def _remember(critic: Critic, reason: str) -> None:
     """Do not try this critic again, and say why, once."""
     with contextlib.suppress(TypeError):  # neither hashable nor weakly referable: it will be tried again
         _refused[critic] = reason
+        _taken.discard(critic)
     name = type(critic).__name__ if isinstance(critic, torch.nn.Module) else getattr(critic, "__name__", "the critic")
     warnings.warn(f"{name} takes its gradient penalty by autograd, not by the shared gradient: {reason}", stacklevel=4)

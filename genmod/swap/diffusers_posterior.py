@@ -49,22 +49,22 @@ class Posterior(DiagonalGaussianDistribution):
         self.parameters, self.deterministic = parameters, deterministic
 
     @_Lazily
-    def mean(self) -> Tensor:  # type: ignore[override]
+    def mean(self) -> Tensor:
         """Mean."""
         return self.parameters.chunk(2, dim=1)[0]
 
     @_Lazily
-    def logvar(self) -> Tensor:  # type: ignore[override]
+    def logvar(self) -> Tensor:
         """Log-variance, clamped to [-30, 20]."""
         return self.parameters.chunk(2, dim=1)[1].clamp(-30.0, 20.0)
 
     @_Lazily
-    def std(self) -> Tensor:  # type: ignore[override]
+    def std(self) -> Tensor:
         """Standard deviation; zero if deterministic."""
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
 
     @_Lazily
-    def var(self) -> Tensor:  # type: ignore[override]
+    def var(self) -> Tensor:
         """Variance; zero if deterministic."""
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
 

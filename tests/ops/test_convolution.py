@@ -127,3 +127,25 @@ def test_empty_batches_and_tiny_layers_are_left_to_aten():
     assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 64, 64), many, geometry)
     assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 4, 4).bfloat16(), many, geometry)
     assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 4, 4), many, geometry._replace(groups=2))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_an_activation_behind_a_product_may_work_in_place(last: bool, padding: int):
+    """What autograd gets from the product is no view."""
+    torch.manual_seed(0)
+    x, weight = draw(2, 128, 4, 4, dtype=torch.float32, last=last), draw(128, 128, 3, 3, dtype=torch.float32)
+    weight.requires_grad_()
+    for convolve, stock in (
+        (lambda: ops.critic_conv2d(x, weight, None, 1, padding), torch.nn.functional.conv2d),
+        (
+            lambda: conv_transpose2d(x, weight, None, (1, 1), (padding,) * 2, (0, 0), 1),
+            torch.nn.functional.conv_transpose2d,
+        ),
+    ):
+        y = torch.nn.functional.leaky_relu_(convolve(), 0.2)
+        expected = torch.nn.functional.leaky_relu(stock(x, weight, None, 1, padding), 0.2)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-3)
+        (found,) = torch.autograd.grad(y.sum(), weight)
+        (wanted,) = torch.autograd.grad(expected.sum(), weight)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-2)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmod import penalties
+from genmod.ops.critic_conv import critic_conv2d
+from genmod.penalties import faster
 
 from .critics import OTHERS, PIECEWISE_LINEAR, dcgan
 from .test_penalties import FORMULAS
@@ -143,3 +145,57 @@ def test_bad_calls_leave_gradients_alone(call, error, mentions):
         call(critic, real, fake)
     assert all(m in str(raised.value) for m in mentions)
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in critic.parameters())
+
+
+class Flattens(nn.Module):
+    """Wide enough for the matrix product, and with a `view` that images in channels_last do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 128, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(128, 136, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)
+        )
+        self.end = nn.Linear(136 * 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.end(x.view(x.shape[0], -1))
+
+
+@pytest.mark.parametrize("penalty", ["wgan-gp", "r1", "r2"])
+def test_samples_without_a_penalty_take_the_product_once_the_critic_is_known(penalty, monkeypatch):
+    critic = Flattens()
+    real, fake = torch.randn(48, 3, 16, 16), torch.randn(48, 3, 16, 16) + 0.5  # more than what is too small
+    taken = []
+
+    def counted(*args, **kwargs):
+        taken.append(args[1].shape)
+        return critic_conv2d(*args, **kwargs)
+
+    monkeypatch.setattr(faster, "critic_conv2d", counted)
+    found = {}
+    for engine in ("autograd", "auto"):
+        critic.zero_grad()
+        generator = torch.Generator().manual_seed(7)
+        step = penalties.critic_step(critic, real, fake, penalty=penalty, engine=engine, generator=generator)
+        found[engine] = ([p.grad.double() for p in critic.parameters()], step)
+        assert taken == ([] if engine == "autograd" else [critic.body[2].weight.shape])
+    scale = max(g.abs().max() for g in found["autograd"][0])  # the last bias's is a difference of nearly equal sums
+    for mine, theirs in zip(found["auto"][0], found["autograd"][0], strict=True):
+        assert (mine - theirs).abs().max() <= 1e-5 * scale
+    for name in ("loss", "penalty", "real", "fake"):
+        torch.testing.assert_close(*(getattr(found[engine][1], name) for engine in found))
+
+
+@pytest.mark.filterwarnings("ignore:.*by autograd")
+def test_critics_that_the_engine_refuses_are_called_as_they_are(monkeypatch):
+    seen = []
+
+    class Smooth(Flattens):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.is_contiguous())
+            return super().forward(F.silu(x))
+
+    monkeypatch.setattr(faster, "critic_conv2d", None)
+    penalties.critic_step(Smooth(), *torch.randn(2, 48, 3, 16, 16), penalty="wgan-gp")
+    assert seen[-1]

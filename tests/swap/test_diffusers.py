@@ -160,13 +160,17 @@ def test_another_processor_takes_its_own_path():
         close(reconstruct(ours, x), reconstruct(stock, x))
 
 
-def test_fifty_million_parameters_in_a_second():
+def test_fifty_million_parameters(record_property: Any):
+    """How long the swap takes is written down, not judged: 0.06 s of CPU time when it was measured, of the second."""
     with torch.device("meta"):  # matching does not look at values
         model = kl(block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
                    up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2)  # fmt: skip
     model.decoder.to_empty(device="cpu")
+    before = {name: p.data_ptr() for name, p in model.decoder.named_parameters()}
     assert sum(p.numel() for p in model.decoder.parameters()) > 45e6
     start = time.perf_counter()
     report = genmod.accelerate(model.decoder)
-    assert time.perf_counter() - start < 1
+    record_property("seconds", time.perf_counter() - start)
     assert len(report) > 15
+    # No weight was copied, which is what keeps the swap fast at any size.
+    assert {name: p.data_ptr() for name, p in model.decoder.named_parameters()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,6 +123,7 @@ class _Race:
         size: of its images.
         engine: "shared" where the critic is piecewise linear, so that genmod serves it as it is; "layers" where it
             needs genmod's layers to gain; "both" to show the two.
+        between: whether the objective also takes where to look on the way from fake to real samples.
     """
 
     objective: Callable[..., Tensor]
@@ -129,8 +131,14 @@ class _Race:
     build: Build = dcgan64
     size: int = 64
     engine: str = "shared"
+    between: bool = False
 
     def contenders(self, batch: int, device: torch.device, dtype: torch.dtype) -> Contenders:
+        if self.between:
+            t = torch.rand(batch, 1, 1, 1, device=device, dtype=dtype, generator=_seeded(device))
+            return replace(self, objective=functools.partial(self.objective, t=t), between=False).contenders(
+                batch, device, dtype
+            )
         critic = self.build(nn.Conv2d, nn.LeakyReLU).to(device, dtype)
         real, fake = (torch.randn(batch, 3, self.size, self.size, device=device, dtype=dtype) for _ in range(2))
         contenders = {
@@ -179,17 +187,20 @@ def _r1_step(critic, square_norms, real, fake):
     return F.softplus(-values).mean() + F.softplus(critic(fake)).mean() + GAMMA / 2 * norms.mean()
 
 
-def _wgan_gp_step(critic, square_norms, real, fake):
-    # The midpoint instead of a random point, so that all contenders see the same one.
-    norms = (square_norms((real + fake) / 2)[1] + 1e-12).sqrt()
+def _seeded(device: torch.device) -> torch.Generator:
+    """One state, so that all contenders look at the same points between real and fake samples."""
+    return torch.Generator(device).manual_seed(0)
+
+
+def _wgan_gp_step(critic, square_norms, real, fake, t):
+    norms = (square_norms(torch.lerp(fake, real, t))[1] + 1e-12).sqrt()
     return critic(fake).mean() - critic(real).mean() + GAMMA * (norms - 1).square().mean()
 
 
-def _our_wgan_gp_step(critic: nn.Module, real: Tensor, fake: Tensor) -> None:
-    values = critic(torch.cat((real, fake)))
-    _, gradients = penalties.value_and_input_gradient(critic, (real + fake) / 2)
-    norms = (gradients.square().sum((1, 2, 3)) + 1e-12).sqrt()
-    (values[len(real) :].mean() - values[: len(real)].mean() + GAMMA * (norms - 1).square().mean()).backward()
+def _our_wgan_gp_step(critic: nn.Module, real: Tensor, fake: Tensor) -> object:
+    generator = _seeded(real.device)
+    options: dict[str, Any] = {"loss": "wasserstein", "penalty": "wgan-gp", "gamma": GAMMA, "generator": generator}
+    return penalties.critic_step(critic, real, fake, **options)
 
 
 def _r3gan_step(critic, square_norms, real, fake):
@@ -239,7 +250,7 @@ STEPS = (
     _step("R1", _Race(_r1_step, _our_step("r1"))),
     _step("R1 + R2", _Race(_r1_r2_step, _our_step("r1+r2"))),
     replace(_step("R1 + R2", _Race(_r1_r2_step, _our_step("r1+r2")), batch=64), gpu=True),
-    _step("WGAN-GP", _Race(_wgan_gp_step, _our_wgan_gp_step)),
+    _step("WGAN-GP", _Race(_wgan_gp_step, _our_wgan_gp_step, between=True)),
     _step("R1", _STYLEGAN2, "StyleGAN2-style critic", 16, replace(_STYLEGAN2, build=_tiny(stylegan2), size=16)),
     _step("relativistic, R1 + R2", _R3GAN, "R3GAN critic", 16, replace(_R3GAN, build=_tiny(r3gan), size=16)),
 )
