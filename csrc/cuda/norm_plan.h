@@ -101,6 +101,7 @@ inline void share_out(const NormShape& s, NormCut& c, int blocks) {
 
 // How many groups may be taken together: divisors of their number that make rows of whole packs.
 inline bool may_go_together(const NormShape& s, int together) {
+  if (!s.channels_last) return together == 1;
   const int64_t across = s.of_group() * together;
   return s.groups % together == 0 && across % s.pack == 0 && (together == 1 || across / s.pack <= kMaxThreads);
 }
@@ -109,7 +110,6 @@ inline bool may_go_together(const NormShape& s, int together) {
 inline int together_for(const NormShape& s, int64_t bytes) {
   int found = 0;
   for (int k = 1; k <= kMaxTogether && k <= s.groups; k++) {
-    if (!s.channels_last && k > 1) break;
     if (!may_go_together(s, k)) continue;
     found = k;
     if (s.of_group() * k * s.itemsize >= bytes) break;
