@@ -126,10 +126,28 @@ def implementation(backend: str, op: str) -> Callable[..., Any]:
     if backend == "reference":
         return getattr(importlib.import_module(f"genmod.reference.{family}"), op)
     if backend == "triton":
-        return getattr(importlib.import_module(f"genmod.kernels.{family}"), op)
+        return _triton_launcher(family, op)
     if backend == "cuda":
-        return getattr(torch.ops.genmod_cuda, op)
+        return getattr(torch.ops.genmod_cuda, op) if has_kernel("cuda", op) else _lacks_cuda_kernel(op)
     raise ValueError(f"the backend {backend!r} is reached through the dispatcher only")
+
+
+@functools.cache
+def _triton_launcher(family: str, op: str) -> Callable[..., Any]:
+    launcher = getattr(importlib.import_module(f"genmod.kernels.{family}"), op)
+    return launcher if _interpreting() else importlib.import_module("genmod.kernels.replay").remembering(launcher)
+
+
+def has_kernel(backend: str, op: str) -> bool:
+    """Whether a backend has the dispatcher op `op`. Each has all, but CUDA C++: those where it may beat Triton."""
+    return backend != "cuda" or (_native.cuda_built() and hasattr(torch.ops.genmod_cuda, op))
+
+
+def _lacks_cuda_kernel(op: str) -> Callable[..., Any]:
+    def refuse(*args: Any) -> Any:
+        raise RuntimeError(f"genmod: backend 'cuda' is forced, but {op} has no kernel in CUDA C++")
+
+    return refuse
 
 
 def _runs_on(backend: str) -> tuple[str, ...]:
@@ -257,7 +275,7 @@ def explain_choice(op: str, device: torch.device) -> tuple[str, str, list[tuple[
     name, reason = forced(), "forced"
     if name is None:
         name, reason = _choice(op, device)
-    return name, reason, [(other, _why_not(other, name, device)) for other in NAMES if other != name]
+    return name, reason, [(other, _why_not(op, other, name, device)) for other in NAMES if other != name]
 
 
 def _choice(op: str, device: torch.device) -> tuple[str, str]:
@@ -269,9 +287,11 @@ def _choice(op: str, device: torch.device) -> tuple[str, str]:
     return name, "the kernel for CUDA tensors" if name == "triton" else _triton_missing()
 
 
-def _why_not(other: str, chosen: str, device: torch.device) -> str:
+def _why_not(op: str, other: str, chosen: str, device: torch.device) -> str:
     if reason := _missing(other):
         return reason
+    if not has_kernel(other, op):
+        return "there is no CUDA C++ kernel of this op"
     if _HOME.get(other, device.type) != device.type:
         return f"runs on {_HOME[other]} tensors, not on {device.type}"
     if forced():

@@ -79,12 +79,14 @@ class OpSpec:
         samples: `(device, dtype) -> Sample`s that the test battery runs, small.
         bad_calls: calls that must raise, with what the message has to mention.
         workloads: shapes to benchmark.
+        gpu_workloads: further ones for a GPU: several times as large as its last cache, or as people run there.
         bytes_moved: `(sample, backward) -> bytes` that an ideal kernel moves.
         flops: `(sample, backward) -> floating-point operations`, elementary functions counted as one.
         modules: names in genmod.nn made from it.
         kept_bytes: `(sample) -> bytes` that may be kept for backward besides the inputs; a few by default.
         magnitude: `(sample) -> (of outputs, of gradients)`, the size of the terms of both signs that each is a sum of.
-            Their rounding is the result's, however small that is; without cancellation it is nothing to speak of.
+            Their rounding in float32 (float64) is the result's, however small that is; without cancellation it is
+            nothing to speak of.
         pointwise: whether each element of an output of the input's shape depends on that element of the inputs alone.
         reordering: error that a sum in another order than eager's may have besides twice eager's error, in units of the
             rounding, in float32 (float64), of a result's largest element; for ops whose results are long sums.
@@ -112,6 +114,7 @@ class OpSpec:
     reordering: float = 0.0
     any_threads: bool = True
     autocasts: tuple[int | str, ...] = ()
+    gpu_workloads: tuple[Workload, ...] = ()
 
 
 _SPECS: dict[str, OpSpec] = {}

@@ -6,8 +6,8 @@ marginal, a gradient) stays in a program's registers while it walks over the oth
 belongs to a pair (the joint density, the slope of a kernel) goes through a strip of columns about as wide as the
 latent, so O(BD) in all. Sums have a fixed order, and no gradient is added to by two programs.
 
-Logarithms are to base 2 inside, and short of the weight that most pairs have: the log-density of a pair is
-scale (z - centre)^2 + offset.
+Logarithms are to base 2 inside: the log-density of a pair is t = scale (z - centre)^2 + offset. A sum of powers
+2^t is kept as its largest t and what the sum is relative to that one: the rounding of a large log is itself large.
 """
 
 from __future__ import annotations
@@ -39,10 +39,16 @@ def _block(index, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _extra(row, column, batch, own, successor, like):
-    """What the log2-weight of a pair has beyond that of most pairs. `row` and `column` are indices in the batch."""
-    by_successor = tl.where((row + 1) % batch == column, _number(successor, like), 0.0)
+def _weight(row, column, batch, own, successor, like):
+    """The weight of a pair, relative to that of most pairs. `row` and `column` are indices in the batch."""
+    by_successor = tl.where((row + 1) % batch == column, _number(successor, like), 1.0)
     return tl.where(row == column, _number(own, like), by_successor)
+
+
+@triton.jit
+def _power(t, top):
+    """2^(t - top), where no t is above `top`, but for the rounding of a compiler that computes it another way here."""
+    return tl.exp2(tl.minimum(t - top, 0.0))
 
 
 # --- Total correlation.
@@ -50,40 +56,43 @@ def _extra(row, column, batch, own, successor, like):
 
 @triton.jit
 def _marginals(
-    logs, z, centre, scale, offset,
+    tops, inverses, z, centre, scale, offset,
     rows, batch, dims, first_row, blocks, own: tl.float64, successor: tl.float64,
-    ROWS: tl.constexpr, DIMS: tl.constexpr,
+    FLOOR: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
-    """log2 q(z_id) of a block of rows and dimensions: one walk over the columns with a running maximum and sum."""
+    """The normalizers of q(z_id) of a block of rows and dimensions: one walk over the columns with a running maximum
+    and sum."""
     i, d = _block(tl.program_id(0) // blocks, ROWS), _block(tl.program_id(0) % blocks, DIMS)
     inside, known = (i[:, None] < rows) & (d < dims)[None, :], d < dims
     at = tl.load(z + i[:, None] * dims + d[None, :], mask=inside, other=0.0)
-    top = tl.full([ROWS, DIMS], -1e38, at.dtype)
+    top = tl.full([ROWS, DIMS], FLOOR, at.dtype)
     total = tl.zeros([ROWS, DIMS], at.dtype)
     for column in range(batch):
         delta = at - tl.load(centre + d, mask=known, other=0.0)[None, :]
         t = delta * delta * tl.load(scale + d, mask=known, other=0.0)[None, :]
         t += tl.load(offset + d, mask=known, other=0.0)[None, :]
-        t += _extra(i + first_row, column, batch, own, successor, at)[:, None]
+        weight = _weight(i + first_row, column, batch, own, successor, at)[:, None]
         # One exponential: of the two that are added, the larger counts as 1.
         smaller = tl.exp2(-tl.abs(t - top))
         higher = t > top
-        total = tl.where(higher, total * smaller + 1.0, total + smaller)
+        total = tl.where(higher, total * smaller + weight, total + smaller * weight)
         top = tl.where(higher, t, top)
         centre += dims
         scale += dims
         offset += dims
-    tl.store(logs + i[:, None] * dims + d[None, :], top + tl.log2(total), mask=inside)
+    tl.store(tops + i[:, None] * dims + d[None, :], top, mask=inside)
+    tl.store(inverses + i[:, None] * dims + d[None, :], 1.0 / total, mask=inside)
 
 
 @triton.jit
 def _joint(
-    out, z, centre, scale, offset, joint, coefficients,
+    out, z, centre, scale, offset, top, factor,
     rows, batch, dims, first_row, first_column, columns, blocks,
     own: tl.float64, successor: tl.float64,
     BACKWARD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the joint log2-densities, weighted, or of their gradients. All but `out` and `joint` is [dims, ...]."""
+    """A tile of the joint log2-densities, or of their gradients: of their powers of two, weighted, times the row's
+    `factor`. z, centre, scale and offset are [dims, ...]."""
     i, k = _block(tl.program_id(0) // blocks, ROWS), _block(tl.program_id(0) % blocks, COLUMNS)
     j = first_column + k
     known, here = i < rows, k < columns
@@ -97,25 +106,25 @@ def _joint(
         centre += batch
         scale += batch
         offset += batch
-    total += _extra(i[:, None] + first_row, j[None, :], batch, own, successor, total)
     if BACKWARD:
-        log = tl.load(joint + i, mask=known, other=0.0)
-        total = tl.exp2(total - log[:, None]) * tl.load(coefficients)
+        total = _power(total, tl.load(top + i, mask=known, other=0.0)[:, None])
+        total *= _weight(i[:, None] + first_row, j[None, :], batch, own, successor, total)
+        total *= tl.load(factor + i, mask=known, other=0.0)[:, None]
     tl.store(out + i[:, None] * columns + k[None, :], total, mask=known[:, None] & here[None, :])
 
 
 @triton.jit
-def _share(at, centre, scale, offset, log, joint, extra, to_marginals):
+def _share(at, centre, scale, offset, top, factor, joint, weight):
     """The gradient of one column's terms, and its product with scale (z - centre); and z - centre."""
     delta = at - centre
     bent = delta * scale
-    share = tl.exp2(delta * delta * scale + offset + extra - log) * to_marginals + joint
+    share = _power(delta * delta * scale + offset, top) * weight * factor + joint
     return share, share * bent, delta
 
 
 @triton.jit
 def _to_rows(
-    pulls, z, centre, scale, offset, logs, joint, coefficients,
+    pulls, z, centre, scale, offset, tops, factors, joint,
     rows, batch, dims, first_row, first_column, columns, blocks,
     own: tl.float64, successor: tl.float64,
     ROWS: tl.constexpr, DIMS: tl.constexpr,
@@ -125,20 +134,20 @@ def _to_rows(
     known, inside = d < dims, (i[:, None] < rows) & (d < dims)[None, :]
     place = i[:, None] * dims + d[None, :]
     at = tl.load(z + place, mask=inside, other=0.0)
-    log = tl.load(logs + place, mask=inside, other=0.0)
+    top = tl.load(tops + place, mask=inside, other=0.0)
+    factor = tl.load(factors + place, mask=inside, other=0.0)
     total = tl.load(pulls + place, mask=inside, other=0.0)
-    to_marginals = tl.load(coefficients + 1)
     for k in range(columns):
-        extra = _extra(i + first_row, first_column + k, batch, own, successor, at)
+        weight = _weight(i + first_row, first_column + k, batch, own, successor, at)
         _, pull, _ = _share(
             at,
             tl.load(centre + d, mask=known, other=0.0)[None, :],
             tl.load(scale + d, mask=known, other=0.0)[None, :],
             tl.load(offset + d, mask=known, other=0.0)[None, :],
-            log,
+            top,
+            factor,
             tl.load(joint + i * columns + k, mask=i < rows, other=0.0)[:, None],
-            extra[:, None],
-            to_marginals,
+            weight[:, None],
         )
         total += pull
         centre += dims
@@ -149,7 +158,7 @@ def _to_rows(
 
 @triton.jit
 def _to_columns(
-    pulls, spreads, z, centre, scale, offset, logs, joint, coefficients,
+    pulls, spreads, z, centre, scale, offset, tops, factors, joint,
     rows, batch, dims, first_row, first_column, columns, blocks,
     own: tl.float64, successor: tl.float64,
     COLUMNS: tl.constexpr, DIMS: tl.constexpr,
@@ -163,24 +172,23 @@ def _to_columns(
     o = tl.load(offset + place, mask=inside, other=0.0)
     to_mean = tl.zeros([COLUMNS, DIMS], c.dtype)
     to_logvar = tl.zeros([COLUMNS, DIMS], c.dtype)
-    to_marginals = tl.load(coefficients + 1)
     for i in range(rows):
-        extra = _extra(first_row + i, first_column + k, batch, own, successor, c)
-        log = tl.load(logs + d, mask=known, other=0.0)
+        weight = _weight(first_row + i, first_column + k, batch, own, successor, c)
         share, pull, delta = _share(
             tl.load(z + d, mask=known, other=0.0)[None, :],
             c,
             s,
             o,
-            log[None, :],
+            tl.load(tops + d, mask=known, other=0.0)[None, :],
+            tl.load(factors + d, mask=known, other=0.0)[None, :],
             tl.load(joint + k, mask=k < columns, other=0.0)[:, None],
-            extra[:, None],
-            to_marginals,
+            weight[:, None],
         )
         to_mean += pull
         to_logvar += pull * delta * 0.69314718055994530942 + 0.5 * share
         z += dims
-        logs += dims
+        tops += dims
+        factors += dims
         joint += columns
     tl.store(pulls + place, to_mean, mask=inside)
     tl.store(spreads + place, to_logvar, mask=inside)
@@ -223,8 +231,8 @@ def _pairs(
     if SLOPE:
         tl.store(out + i[:, None] * columns + k[None, :], result, mask=inside)
     else:
-        if SKIP:
-            inside &= i[:, None] + first_row != j[None, :]
+        if SKIP:  # times 0, which leaves the NaN of a point that is not finite
+            result *= tl.where(i[:, None] + first_row == j[None, :], 0.0, 1.0)
         tl.store(out + tl.program_id(0), tl.sum(tl.sum(tl.where(inside, result, 0.0), axis=1), axis=0))
 
 
@@ -274,12 +282,12 @@ def _strip(dims: int) -> int:
     return max(128, triton.next_power_of_2(max(dims, 1)))
 
 
-def _log2_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
-    """What the weights of a row's own column and of the next one have beyond that of the rest, and that."""
+def _weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
+    """The weights of a row's own column and of the next one, relative to that of the rest, and log2 of that."""
     if estimator == "mws":
-        return 0.0, 0.0, -math.log2(dataset_size * batch)
+        return 1.0, 1.0, -math.log2(dataset_size * batch)
     others = batch - 1
-    return math.log2(others / dataset_size), math.log2((dataset_size - others) / dataset_size), -math.log2(others)
+    return others / dataset_size, (dataset_size - others) / dataset_size, -math.log2(others)
 
 
 class _Batch:
@@ -291,23 +299,23 @@ class _Batch:
         self.offset = (-0.5 * _LOG2E) * logvar - 0.5 * math.log2(2 * math.pi)
         self.columns = tuple(t.t().contiguous() for t in (self.centre, self.scale, self.offset))
         (self.rows, self.dims), self.batch, self.first_row = z.shape, mean.shape[0], first_row
-        self.own, successor, self.rest = _log2_weights(self.batch, dataset_size, estimator)
+        self.own, self.successor, self.rest = _weights(self.batch, dataset_size, estimator)
         self.shared: dict[str, Any] = {"rows": self.rows, "batch": self.batch, "dims": self.dims}
-        self.shared |= {"first_row": first_row, "own": self.own, "successor": successor}
+        self.shared |= {"first_row": first_row, "own": self.own, "successor": self.successor}
 
     def strips(self) -> list[tuple[int, int]]:
         """First column and width of each strip."""
         width = _strip(self.dims)
         return [(first, min(width, self.batch - first)) for first in range(0, self.batch, width)]
 
-    def joint(self, first: int, width: int, joint: Tensor | None, coefficients: Tensor | None) -> Tensor:
-        """A strip of the joint: weighted log2-densities or, with `joint` and `coefficients`, their gradients."""
+    def joint(self, first: int, width: int, top: Tensor | None, factor: Tensor | None) -> Tensor:
+        """A strip of the joint: log2-densities or, with `top` and `factor`, their gradients."""
         out = self.z.new_empty(self.rows, width)
         programs, blocks = _cut(self.rows, width, _SIDE, _SIDE)
         centre, scale, offset = self.columns
         tensors = {"out": out, "z": self.z.t().contiguous(), "centre": centre, "scale": scale, "offset": offset}
         sizes = {"first_column": first, "columns": width, "blocks": blocks, "ROWS": _SIDE, "COLUMNS": _SIDE}
-        backward = {"joint": joint, "coefficients": coefficients, "BACKWARD": joint is not None}
+        backward = {"top": top, "factor": factor, "BACKWARD": top is not None}
         launch(_joint, programs, _WARPS, self.z, {**tensors, **self.shared, **sizes, **backward})
         return out
 
@@ -316,21 +324,29 @@ def total_correlation(
     z: Tensor, mean: Tensor, logvar: Tensor, dataset_size: int, estimator: str, first_row: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b = _Batch(z, mean, logvar, dataset_size, estimator, first_row)
-    marginals = torch.empty_like(b.z)
+    tops, inverses = torch.empty_like(b.z), torch.empty_like(b.z)
     dims_block = _dims_block(b.dims)
     programs, blocks = _cut(b.rows, b.dims, 16, dims_block)
-    tensors = {"logs": marginals, "z": b.z, "centre": b.centre, "scale": b.scale, "offset": b.offset}
-    launch(_marginals, programs, _WARPS, z, {**tensors, **b.shared, "blocks": blocks, "ROWS": 16, "DIMS": dims_block})
-    joint, own = b.z.new_full((b.rows,), -math.inf), []
+    floor, sizes = -1e300 if b.z.dtype == torch.float64 else -1e38, {"ROWS": 16, "DIMS": dims_block}
+    tensors = {"tops": tops, "inverses": inverses, "z": b.z, "centre": b.centre, "scale": b.scale, "offset": b.offset}
+    launch(_marginals, programs, _WARPS, z, {**tensors, **b.shared, "blocks": blocks, "FLOOR": floor, **sizes})
+    top, total, own = b.z.new_full((b.rows,), floor), b.z.new_zeros(b.rows), []
     for first, width in b.strips():
         terms = b.joint(first, width, None, None)
         own.append(terms.diagonal(first_row - first))
-        joint = torch.logaddexp2(joint, torch.logsumexp(terms * _LN2, 1) * _LOG2E)
-    total = marginals.sum(1) + b.dims * b.rest
+        higher = torch.maximum(top, terms.amax(1))
+        powers = torch.exp2(terms - higher[:, None])
+        for weight, distance in ((b.own, 0), (b.successor, 1), (b.successor, 1 - b.batch)):
+            powers.diagonal(first_row + distance - first).mul_(weight)
+        total, top = total * torch.exp2(top - higher) + powers.sum(1), higher
+    joint = top + total.log2()
+    marginals = (tops - inverses.log2()).sum(1) + b.dims * b.rest
     prior = (-0.5 * _LOG2E * b.z.square() - 0.5 * math.log2(2 * math.pi)).sum(1)
-    # The weighted terms first: what they have in common then cancels exactly.
-    parts = (torch.cat(own) - joint - (b.own + b.rest), joint + b.rest - total, total - prior)
-    return *(p.sum() * (_LN2 / b.batch) for p in parts), torch.cat((marginals, joint[:, None]), 1)
+    # The largest density first: what the others have in common with it then cancels exactly.
+    information = (torch.cat(own) - top) - total.log2() - b.rest
+    parts = (information, joint + b.rest - marginals, marginals - prior)
+    normalizers = torch.stack((torch.cat((tops, top[:, None]), 1), torch.cat((inverses, 1 / total[:, None]), 1)))
+    return *(p.sum() * (_LN2 / b.batch) for p in parts), normalizers
 
 
 def total_correlation_backward(
@@ -340,7 +356,7 @@ def total_correlation_backward(
     z: Tensor,
     mean: Tensor,
     logvar: Tensor,
-    logs: Tensor,
+    normalizers: Tensor,
     dataset_size: int,
     estimator: str,
     first_row: int,
@@ -349,15 +365,17 @@ def total_correlation_backward(
     b = _Batch(z, mean, logvar, dataset_size, estimator, first_row)
     grads = (grad_mutual_information, grad_total_correlation, grad_dimension_kl)
     information, correlation, kl = (b.z.new_zeros(()) if g is None else g / b.batch for g in grads)
-    coefficients = torch.stack((correlation - information, kl - correlation))
-    marginals, joint_log = logs[:, : b.dims].contiguous(), logs[:, b.dims].contiguous()
+    top, inverse = normalizers.unbind()
+    tops, factors = top[:, : b.dims].contiguous(), (inverse[:, : b.dims] * (kl - correlation)).contiguous()
+    joint_top = top[:, b.dims].contiguous()
+    joint_factor = (inverse[:, b.dims] * (correlation - information)).contiguous()
     d_z, pulls, spreads = torch.zeros_like(b.z), torch.empty_like(b.centre), torch.empty_like(b.centre)
     dims_block = _dims_block(b.dims)
     for first, width in b.strips():
         strip = slice(first, first + width)
-        joint = b.joint(first, width, joint_log, coefficients)
+        joint = b.joint(first, width, joint_top, joint_factor)
         tensors = {"centre": b.centre[strip], "scale": b.scale[strip], "offset": b.offset[strip]}
-        tensors |= {"z": b.z, "logs": marginals, "joint": joint, "coefficients": coefficients}
+        tensors |= {"z": b.z, "tops": tops, "factors": factors, "joint": joint}
         sizes = {"first_column": first, "columns": width, "DIMS": dims_block}
         if wanted & 1:
             programs, blocks = _cut(b.rows, b.dims, 16, dims_block)
@@ -489,7 +507,7 @@ def _total_correlation_case(op: Any, dtype: torch.dtype, batch: int, dims: int) 
         if op is total_correlation:
             op(*inputs, 60_000, "mss", 0)
         else:
-            op(*(make(of=wide) for _ in range(3)), *inputs, make(batch, dims + 1, of=wide), 60_000, "mss", 0, 7)
+            op(*(make(of=wide) for _ in range(3)), *inputs, make(2, batch, dims + 1, of=wide), 60_000, "mss", 0, 7)
 
     return call
 

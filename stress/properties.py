@@ -1,12 +1,14 @@
 """Random calls of every public op against the reference: values, first gradients, inputs untouched, memory format.
 
 The bound is the battery's (genmod.testing.battery.accuracy): against the reference in float64, at most twice the error
-of the reference in the op's own dtype, and the rounding of the result. What is not finite in the reference has to be
-so in the op, with its sign.
+of the reference in the op's own dtype, the rounding of the result, and that of the terms which the spec says the result
+is a sum of. One small result may be exact by luck: a reference's error is then looked for beside it, at arguments some
+units in the last place away. What is not finite in the reference has to be so in the op, with its sign.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 from collections.abc import Callable
@@ -43,6 +45,7 @@ class Target:
     reordering: float = 4.0
     cancels: bool = False  # sums of terms of both signs
     eager: Callable[..., Any] | None = None
+    made_of_plain: bool = False  # calls another public op, for which stock PyTorch may be taken
     written: tuple[int, ...] = ()  # arguments that the op changes: running statistics
 
 
@@ -77,6 +80,7 @@ def target(name: str) -> Target:
         reordering=max(spec.reordering, 4.0),  # sums here are longer than the samples' that 0 was found enough for
         cancels=spec.family in ("norm_act", "upsample_conv"),
         eager=spec.eager,
+        made_of_plain=name == "conv_transpose2d_norm_act",
         written=_WRITTEN.get(name, ()),
     )
 
@@ -116,15 +120,12 @@ def check(goal: Target, sample: Sample, backend: str) -> None:
     for t, copy, version in before:
         if not any(t is w for w in written):
             assert t._version == version and _same(t, copy), "an input was written to"
-    with backends.backend("reference"):
-        same_dtype = evaluate(goal.reference, goal, sample)
-        oracle = evaluate(goal.reference, goal, sample.map(_double))
-    if backend == "auto" and goal.eager and backends.why_plain(goal.name, *sample.args, **sample.kwargs):
-        # Stock PyTorch was taken, and is as exact as it is.
-        stock = (s.to(e.dtype) for s, e in zip(evaluate(goal.eager, goal, sample), same_dtype, strict=True))
-        same_dtype = [
-            torch.where((s - o).abs() > (e - o).abs(), s, e) for s, e, o in zip(stock, same_dtype, oracle, strict=True)
-        ]
+    if _depends_on_order(goal, sample):
+        return
+    plain = backend == "auto" and bool(
+        goal.made_of_plain or backends.why_plain(goal.name, *sample.args, **sample.kwargs)
+    )
+    same_dtype, oracle, errors = _references(goal, sample, plain)
     if goal.name == "logistic_mixture_sample":
         _check_images(sample, ours[0], same_dtype[0])
         return
@@ -137,10 +138,65 @@ def check(goal: Target, sample: Sample, backend: str) -> None:
     soft = 64.0 if sample.kwargs.get("clamp") == "soft" else 0.0  # terms as large as its bounds
     for i, (t, e, o) in enumerate(zip(ours, same_dtype, oracle, strict=True)):
         magnitude = of_gradients if i >= len(ours) - leaves else of_outputs
-        summed = _rounding(dtype) * (goal.reordering * max(_largest(o), terms) + soft) + drawn * _largest(o)
-        wrong = disagreement(t, e, o, dtype, magnitude, summed, goal.cancels)
+        summed = _rounding(dtype) * (goal.reordering * max(_largest(o), terms) + magnitude + soft)
+        summed += drawn * _largest(o)
+        wrong = disagreement(t, e, o, dtype, 2 * errors[i] + summed, goal.cancels)
+        if wrong and goal.cancels:
+            errors = _errors_beside(goal, sample, plain, errors)
+            wrong = disagreement(t, e, o, dtype, 2 * errors[i] + summed, goal.cancels)
         assert not wrong, f"result {i}: {wrong}"
     check_format(goal, sample, ours if backend != "auto" else ours[: len(ours) - leaves])
+
+
+def _references(goal: Target, sample: Sample, plain: bool) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    """The reference in the dtype of the call and in float64, and the largest error of each of its results. Where stock
+    PyTorch is taken (`plain`), it is as exact as it is."""
+    with backends.backend("reference"):
+        same_dtype = evaluate(goal.reference, goal, sample)
+        oracle = evaluate(goal.reference, goal, sample.map(_double))
+    errors = [_error(e, o) for e, o in zip(same_dtype, oracle, strict=True)]
+    if goal.eager and plain:
+        with contextlib.suppress(RuntimeError):  # of parameters of two dtypes, for which it is not taken
+            stock = evaluate(goal.eager, goal, sample.map(_dense))
+            errors = [max(r, _error(s, o)) for r, s, o in zip(errors, stock, oracle, strict=True)]
+    return same_dtype, oracle, errors
+
+
+def _dense(t: Tensor) -> Tensor:
+    """In odd layouts PyTorch's own convolution cannot compute a weight's gradient."""
+    return t.contiguous()
+
+
+def _depends_on_order(goal: Target, sample: Sample) -> bool:
+    """Whether an infinity makes a NaN or none, depending on what is added first: times weights of both signs, or with
+    the zero that a weight outside of an image is multiplied with."""
+    if goal.eager is None or not goal.cancels or not any(t.isinf().any() for t in sample.tensors()):
+        return False
+    sample = sample.map(_double).map(_dense)
+    with backends.backend("reference"):
+        ours = evaluate(goal.reference, goal, sample)
+    stock = evaluate(goal.eager, goal, sample)
+    return any((s.isnan() != o.isnan()).any() for s, o in zip(stock, ours, strict=True))
+
+
+def _error(e: Tensor, o: Tensor) -> float:
+    return _largest(e.double() - o.double())
+
+
+def _errors_beside(goal: Target, sample: Sample, plain: bool, errors: list[float]) -> list[float]:
+    """The largest errors of the reference among some calls whose arguments differ from these by rounding."""
+    generator = torch.Generator().manual_seed(1)
+
+    def move(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return t
+        units = torch.randint(-4, 5, t.shape, generator=generator).to(t.dtype)
+        return t * (1 + units * torch.finfo(t.dtype).eps)
+
+    for _ in range(8):
+        found = _references(goal, sample.map(move), plain)[2]
+        errors = [max(pair) for pair in zip(errors, found, strict=True)]
+    return errors
 
 
 def _largest(t: Tensor) -> float:
@@ -153,10 +209,9 @@ def _rounding(dtype: torch.dtype) -> float:
     return 64 * torch.finfo(dtype).eps if dtype == torch.float64 else torch.finfo(torch.float32).eps
 
 
-def disagreement(
-    t: Tensor, e: Tensor, o: Tensor, dtype: torch.dtype, magnitude: float, summed: float, sums: bool
-) -> str:
-    """What is wrong with `t`, given the reference in its dtype, `e`, and in float64, `o`; or an empty string."""
+def disagreement(t: Tensor, e: Tensor, o: Tensor, dtype: torch.dtype, allowed: float, sums: bool) -> str:
+    """What is wrong with `t`, given the reference in its dtype, `e`, and in float64, `o`, and what it may differ by
+    besides the rounding of the result; or an empty string."""
     if t.shape != o.shape or t.dtype != e.dtype:
         return f"{t.dtype} {tuple(t.shape)}, expected {e.dtype} {tuple(o.shape)}"
     eps = torch.finfo(t.dtype).eps
@@ -174,7 +229,7 @@ def disagreement(
         return ""
     t, e, o = t[finite], e[finite], o[finite]
     slack = 64 if dtype == torch.float64 else 2
-    bound = 2 * (e - o).abs().max() + slack * eps * o.abs().clamp(min=1e-3) + eps * magnitude + summed
+    bound = allowed + slack * eps * o.abs().clamp(min=1e-3)
     error = (t - o).abs()
     if not (error > bound).any():
         return ""

@@ -15,7 +15,12 @@ TOGETHER = {"packaging", "kernels"}
 if WORKERS > 1:  # together they take the cores that there are, instead of each all of them
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
 
-if not HAS_GPU:
+if HAS_GPU:
+    # TensorFloat-32 in cuDNN, torch's default, has a rounding of its own, a thousand times that of float32; and without
+    # a workspace cuBLAS does not promise the same bits twice.
+    torch.backends.cudnn.allow_tf32 = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+else:
     try:
         import genmod.testing.interpreter  # noqa: F401  (before any kernel is imported)
     except ModuleNotFoundError as error:

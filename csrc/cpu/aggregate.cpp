@@ -51,15 +51,29 @@ template <class A> static void posterior_tiles(const Posterior& p, int64_t first
 
 // --- Total correlation.
 
-// log2 of the sum of 2^x over the lanes of a running maximum and a running sum of 2^(x - maximum).
-template <class A> static A finish(Vector<A> top, Vector<A> sum) {
+// What a log-density counts as at least: short of -infinity, of which a difference is not a number.
+template <class A> constexpr A kFloor = A(sizeof(A) == 4 ? -1e38 : -1e300);
+
+// The sum of 2^x is 2^top * sum, with no x above `top`.
+template <class A> struct PowerSum {
+  A top;
+  double sum;
+  double log2() const { return (double)top + ::log2(sum); }
+  void store(const Normalizers& n, int64_t at) const {
+    ((A*)n.top)[at] = top;
+    ((A*)n.inverse)[at] = (A)(1 / sum);
+  }
+};
+
+// Of the lanes of a running maximum and a running sum of 2^(x - maximum).
+template <class A> static PowerSum<A> finish(Vector<A> top, Vector<A> sum) {
   const A highest = max_lanes<A>(top);
-  return highest + (A)log2((double)sum_lanes<A>(sum * exp2_term(top - highest)));
+  return {highest, (double)sum_lanes<A>(sum * exp2_term(top - highest))};
 }
 
-template <class A> static A log2_sum(const A* x, int64_t n) {
+template <class A> static PowerSum<A> power_sum(const A* x, int64_t n) {
   constexpr int L = kLanes<A>;
-  Vector<A> top = all(A(-1e38)), sum{};
+  Vector<A> top = all(kFloor<A>), sum{};
   for (int64_t j = 0; j < n; j += L) {
     const Vector<A> v = load_lanes<A>(x + j);
     top = top < v ? v : top;
@@ -102,7 +116,7 @@ template <class A> static void total_correlation_blocks(const TotalCorrelation& 
       const A* __restrict offset = (const A*)p.offset + d * p.stride;
       V tops[kRowBlock], sums[kRowBlock];
       for (int64_t r = 0; r < kRowBlock; r++) {
-        tops[r] = all(A(-1e38));
+        tops[r] = all(kFloor<A>);
         sums[r] = V{};
       }
       for (int64_t j0 = 0; j0 < width; j0 += kStretch) {
@@ -113,7 +127,7 @@ template <class A> static void total_correlation_blocks(const TotalCorrelation& 
           V top = tops[r], sum{};
           for (int64_t j = 0; j < n; j += L) {
             const V delta = at - load_lanes<A>(centre + j0 + j);
-            const V t = delta * (delta * load_lanes<A>(scale + j0 + j)) + load_lanes<A>(offset + j0 + j);
+            const V t = multiply_add<V>(delta, delta * load_lanes<A>(scale + j0 + j), load_lanes<A>(offset + j0 + j));
             store_lanes<A>(term + j, t);
             store_lanes<A>(row + j, load_lanes<A>(row + j) + t);
             top = top < t ? t : top;
@@ -125,10 +139,10 @@ template <class A> static void total_correlation_blocks(const TotalCorrelation& 
         }
       }
       for (int64_t r = 0; r < count; r++) {
-        const A log = finish<A>(tops[r], sums[r]);
+        const PowerSum<A> marginal = finish<A>(tops[r], sums[r]);
         const double at = z[(begin + r) * p.dims + d];
-        ((A*)p.logs)[(begin + r) * (p.dims + 1) + d] = log;
-        marginals[r] += (double)log + p.rest;
+        marginal.store(p.normalizers, (begin + r) * (p.dims + 1) + d);
+        marginals[r] += marginal.log2() + p.rest;
         prior[r] -= 0.5 * kLog2E * at * at + kHalfLog2TwoPi;
       }
     }
@@ -137,9 +151,9 @@ template <class A> static void total_correlation_blocks(const TotalCorrelation& 
       const Special special(p, begin + r);
       const double posterior = row[special.own];
       special.weigh(p, row, 0, width);
-      const A whole = log2_sum(row, width);
-      const double log = (double)whole + p.rest;
-      ((A*)p.logs)[(begin + r) * (p.dims + 1) + p.dims] = whole;
+      const PowerSum<A> whole = power_sum(row, width);
+      whole.store(p.normalizers, (begin + r) * (p.dims + 1) + p.dims);
+      const double log = whole.log2() + p.rest;
       double* terms = p.terms + (begin + r) * 3;
       terms[0] = kLn2 * (posterior - log);
       terms[1] = kLn2 * (log - marginals[r]);
@@ -154,14 +168,15 @@ template <class A> struct ColumnTile {
   int64_t j0;
   A *__restrict partial, *__restrict d_centre, *__restrict d_spread;
 
-  // `share` is the gradient of t, which is computed twice, to the same bits as in the forward pass: that is cheaper than
-  // to store it. Sums of share * delta * scale get their factor at the end. SPECIAL: some weight here is not `rest`.
+  // `share` is the gradient of t, which is computed twice, to the same bits as in the forward pass, so that none is above
+  // its sum's top: that is cheaper than to store it. Sums of share * delta * scale get their factor at the end. SPECIAL: some weight here is not `rest`.
   template <int R, bool SPECIAL> void add_rows(int64_t i) const {
     constexpr int L = kLanes<A>, N = kTile / L;
     using V = Vector<A>;
     const TotalCorrelation& p = b.forward;
     const int64_t dims = p.dims, stride = p.stride;
-    const A *__restrict z = (const A*)p.z + i * dims, *__restrict logs = (const A*)p.logs + i * (dims + 1);
+    const A* __restrict z = (const A*)p.z + i * dims;
+    const A *__restrict top = (const A*)p.normalizers.top + i * (dims + 1), *__restrict inverse = (const A*)p.normalizers.inverse + i * (dims + 1);
     const A *__restrict centre = (const A*)p.centre + j0, *__restrict scale = (const A*)p.scale + j0, *__restrict offset = (const A*)p.offset + j0;
     const A to_joint = (A)b.to_joint, to_marginals = (A)b.to_marginals;
     V extra[SPECIAL ? R : 1][N] = {}, joint[R][N] = {}, shares[R][N];
@@ -173,25 +188,27 @@ template <class A> struct ColumnTile {
         const V c = load_lanes<A>(centre + at), s = load_lanes<A>(scale + at), o = load_lanes<A>(offset + at);
         for (int r = 0; r < R; r++) {
           const V delta = z[r * dims + d] - c;
-          joint[r][v] += delta * (delta * s) + o;
+          joint[r][v] += multiply_add<V>(delta, delta * s, o);
         }
       }
     for (int r = 0; r < R; r++)
       for (int v = 0; v < N; v++) {
         if constexpr (SPECIAL) joint[r][v] += extra[r][v];
-        shares[r][v] = exp2_or_zero(joint[r][v] - logs[r * (dims + 1) + dims]) * to_joint;
+        shares[r][v] = exp2_or_zero(joint[r][v] - top[r * (dims + 1) + dims]) * (inverse[r * (dims + 1) + dims] * to_joint);
       }
     for (int64_t d = 0; d < dims; d++) {
       V pulls[R] = {};
+      A factor[R];
+      for (int r = 0; r < R; r++) factor[r] = inverse[r * (dims + 1) + d] * to_marginals;
       for (int v = 0; v < N; v++) {
         const int64_t k = d * kTile + v * L, at = d * stride + v * L;
         const V c = load_lanes<A>(centre + at), s = load_lanes<A>(scale + at), o = load_lanes<A>(offset + at);
         V to_centre = load_lanes<A>(d_centre + k), to_spread = load_lanes<A>(d_spread + k);
         for (int r = 0; r < R; r++) {
           const V delta = z[r * dims + d] - c, bent = delta * s;
-          V t = delta * bent + o;
+          V t = multiply_add<V>(delta, bent, o);
           if constexpr (SPECIAL) t += extra[r][v];
-          const V share = exp2_or_zero(t - logs[r * (dims + 1) + d]) * to_marginals + shares[r][v], pull = share * bent;
+          const V share = exp2_or_zero(t - top[r * (dims + 1) + d]) * factor[r] + shares[r][v], pull = share * bent;
           pulls[r] += pull;
           to_centre += pull;
           to_spread += share * (delta * bent * A(kLn2) + A(0.5));
@@ -337,7 +354,7 @@ template <class A> static void pair_sum_blocks(const PairSum& p, int64_t first, 
         A values[kSpan<A>];
         for (int v = 0; v < kVectors; v++) store_lanes<A>(values + v * kLanes<A>, kernel_of<false, A>(s.of[r][v], p).value);
         const int64_t self = p.first + block.begin + r - j;
-        if (p.skip && self >= 0 && self < left) values[self] = 0;
+        if (p.skip && self >= 0 && self < left) values[self] *= 0;  // NaN for a point that is not finite
         for (int64_t k = left; k < kSpan<A>; k++) values[k] = 0;
         for (int v = 0; v < kVectors; v++) sums += load_lanes<A>(values + v * kLanes<A>);
       }

@@ -39,13 +39,17 @@ struct Posterior {
   void *centre, *scale, *offset;     // [dims][stride]
 };
 
+// A sum over columns of 2^t is 2^top / inverse, for each of the marginals and, last, the joint: [rows][dims + 1]. Two
+// numbers, because the rounding of a large log2 is itself large: 2^(t - top) is at most one whatever t is.
+struct Normalizers { void *top, *inverse; };
+
 struct TotalCorrelation {
   bool wide;
   int64_t rows, batch, dims, stride, first_row;
   double own, successor, rest;  // log2 of the weights: that of most pairs, and by how much two of them differ
   const void* z;                // [rows][dims]
   const void *centre, *scale, *offset;
-  void* logs;     // [rows][dims + 1], log2 of the marginals and of the joint, short of `rest`
+  Normalizers normalizers;
   double* terms;  // [rows][3]
 };
 

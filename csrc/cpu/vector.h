@@ -55,6 +55,21 @@ template <class A> static inline A max_lanes(Vector<A> v) {
   return most;
 }
 
+// a * b + c rounded once where the processor does that as fast, and else twice. Written out where two places must get
+// the same bits: whether the compiler fuses them by itself depends on what else a place does with the product.
+template <class V> static inline V multiply_add(V a, V b, V c) {
+#if defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__ARM_FEATURE_FMA)
+  V fused;  // one instruction: the loop is vectorised
+  for (size_t l = 0; l < sizeof(V) / sizeof(a[0]); l++) {
+    if constexpr (sizeof(a[0]) == 4) fused[l] = __builtin_fmaf(a[l], b[l], c[l]);
+    else fused[l] = __builtin_fma(a[l], b[l], c[l]);
+  }
+  return fused;
+#else
+  return a * b + c;
+#endif
+}
+
 // Scratch memory, aligned to whole vectors.
 template <class A> class Scratch {
  public:

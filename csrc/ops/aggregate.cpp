@@ -115,6 +115,7 @@ struct Batch {
     p.own = std::log2(others / n);
     p.successor = std::log2((n - others) / n);
   }
+  Normalizers normalizers(char* data) const { return {data, data + p.rows * (p.dims + 1) * (p.wide ? 8 : 4)}; }
   double pairs() const { return (double)p.stride * (double)p.dims; }
 };
 
@@ -122,28 +123,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> total_correlation(const Tensor& z, co
                                                              const std::string& estimator, int64_t first_row) {
   Batch batch(z, mean, logvar, dataset_size, estimator, first_row);
   TotalCorrelation& p = batch.p;
-  Tensor logs = batch.z.scratch(p.rows, p.dims + 1);
+  Tensor normalizers = empty({2, p.rows, p.dims + 1}, batch.z.dense, accumulate_type(batch.z.dtype));
   std::vector<double> terms((size_t)(3 * p.rows));
-  p.logs = logs.mutable_data_ptr();
+  p.normalizers = batch.normalizers((char*)normalizers.mutable_data_ptr());
   p.terms = terms.data();
   run(kernels().total_correlation, p, row_blocks(p.rows), batch.pairs() * kRowBlock);
   double totals[3] = {};
   for (int64_t i = 0; i < p.rows; i++)
     for (int64_t k = 0; k < 3; k++) totals[k] += terms[(size_t)(3 * i + k)];
   const auto mean_of = [&](double total) { return scalar(total / (double)p.batch, batch.z); };
-  return {mean_of(totals[0]), mean_of(totals[1]), mean_of(totals[2]), logs};
+  return {mean_of(totals[0]), mean_of(totals[1]), mean_of(totals[2]), normalizers};
 }
 
 std::tuple<Tensor, Tensor, Tensor> total_correlation_backward(const std::optional<Tensor>& grad_mutual_information, const std::optional<Tensor>& grad_total_correlation,
                                                               const std::optional<Tensor>& grad_dimension_kl, const Tensor& z, const Tensor& mean, const Tensor& logvar,
-                                                              const Tensor& logs, int64_t dataset_size, const std::string& estimator, int64_t first_row, int64_t wanted) {
+                                                              const Tensor& normalizers, int64_t dataset_size, const std::string& estimator, int64_t first_row, int64_t wanted) {
   Batch batch(z, mean, logvar, dataset_size, estimator, first_row);
   TotalCorrelationBackward b{};
   b.forward = batch.p;
   TotalCorrelation& p = b.forward;
-  STD_TORCH_CHECK(has_sizes(logs, {p.rows, p.dims + 1}) && logs.scalar_type() == accumulate_type(batch.z.dtype), "genmod: logs must be those of the forward pass");
-  const Tensor dense = torch::stable::contiguous(logs);
-  p.logs = const_cast<void*>(dense.const_data_ptr());
+  STD_TORCH_CHECK(has_sizes(normalizers, {2, p.rows, p.dims + 1}) && normalizers.scalar_type() == accumulate_type(batch.z.dtype), "genmod: normalizers must be those of the forward pass");
+  const Tensor dense = torch::stable::contiguous(normalizers);
+  p.normalizers = batch.normalizers((char*)const_cast<void*>(dense.const_data_ptr()));
   const double share = 1. / (double)p.batch;
   const double information = value_of(grad_mutual_information, batch.z) * share, correlation = value_of(grad_total_correlation, batch.z) * share, kl = value_of(grad_dimension_kl, batch.z) * share;
   b.to_joint = correlation - information;

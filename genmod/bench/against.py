@@ -47,7 +47,7 @@ def run(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """One row per op, workload and mode that both revisions have. Raises `CannotCompare`."""
-    plan = [(s.name, w.name, m) for s in chosen for w in workloads(s, suite, name) for m in modes]
+    plan = [(s.name, w.name, m) for s in chosen for w in workloads(s, suite, name, device.type) for m in modes]
     progress.total(1 + len(plan))
     progress.now(f"building {revision}")
     with built(revision) as root, worker(root) as before, worker(root_of_this()) as now:

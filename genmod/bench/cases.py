@@ -175,4 +175,5 @@ def _other_backends(spec: OpSpec, sample: Sample, device: torch.device) -> list[
         return []
     native = {"cpu": ("reference", "cpp"), "cuda": ("reference", "triton", "cuda")}[device.type]
     taken = genmod.explain(spec.public, *sample.args, **sample.kwargs).backend
+    native = tuple(n for n in native if all(backends.has_kernel(n, op) for op in spec.dispatcher_ops))
     return [s.name for s in backends.status() if s.available and s.name in native and s.name != taken]

@@ -26,6 +26,9 @@ COLUMNS = {
     "of copy": "of the speed of a copy of as many bytes",
     "GFLOP/s": "operations per second",
     "roofline": "of the speed that the copy and a matrix product of this machine allow",
+    "products": "part of the time in torch's convolutions, matrix products and recurrent networks, genmod / eager",
+    "ceiling": "x eager if genmod's step were nothing but these",
+    "data": "time to fetch images and random numbers, of that and the step together",
     "launches": "kernels started, genmod / eager",
     "peak memory": "held at most beyond what was held before, and against eager",
 }
@@ -59,6 +62,11 @@ def cells(row: Row, result: Result) -> dict[str, str]:
             found["GFLOP/s"] = f"{row['flops'] / ours / 1e9:.1f}"
     if (share := roofline(row, result)) is not None:
         found["roofline"] = f"{100 * share:.0f} %"
+    if shares := row.get("products_share"):
+        found["products"] = f"{100 * shares['genmod']:.0f} / {100 * shares['eager']:.0f} %"
+        found["ceiling"] = f"{row['median_seconds']['eager'] / ours / max(shares['genmod'], 1e-9):.2f}"
+    if (fetching := row["median_seconds"].get("genmod:data")) is not None:
+        found["data"] = f"{100 * fetching / (fetching + ours):.1f} %"
     if launches := row.get("launches"):
         found["launches"] = f"{launches['genmod']} / {launches['eager']}"
     memory = row["peak_bytes"]

@@ -46,7 +46,7 @@ def run(case: Case, device: torch.device, suite: Suite) -> Row:
     whole = {name: call for name, call in case.calls.items() if not name.startswith(("genmod:", "ceiling:"))}
     # What Inductor generates for a CPU is no operator, and the profiler does not see it.
     seen = {name for name in whole if device.type == "cuda" or not name.startswith("compile")}
-    return {
+    row = {
         "op": case.op,
         "workload": case.workload,
         "mode": case.mode,
@@ -61,6 +61,9 @@ def run(case: Case, device: torch.device, suite: Suite) -> Row:
         "flops": case.flops,
         "copy_bytes_per_second": case.copied / statistics.median(copy) if copy else None,
     }
+    if case.mode == "step":
+        row["products_share"] = {name: measure.products_share(whole[name], device) for name in whole if name in seen}
+    return row
 
 
 def run_ops(
@@ -75,7 +78,7 @@ def run_ops(
     progress: Progress = Progress(),  # noqa: B008 (immutable)
 ) -> dict[str, Any]:
     """A suite of ops: `rows`, `peers_not_raced`, and `refused`, the ops that are wrong and so have no rows."""
-    plan = [(spec, chosen) for spec in specs if (chosen := list(workloads(spec, name, workload)))]
+    plan = [(spec, chosen) for spec in specs if (chosen := list(workloads(spec, name, workload, device.type)))]
     progress.total(sum(1 + len(chosen) * len(suite.modes) for _, chosen in plan))
     rows: list[Row] = []
     not_raced, refused = {}, []
@@ -110,7 +113,7 @@ def run_steps(
     progress: Progress = Progress(),  # noqa: B008 (immutable)
 ) -> list[Row]:
     """Every training step whose name contains `workload`. Each checks that its contenders agree before it is timed."""
-    plan = [s for s in chosen if workload in s.name]
+    plan = [s for s in chosen if workload in s.name and (device.type == "cuda" or not s.gpu)]
     progress.total(len(plan))
     rows = []
     for each in plan:

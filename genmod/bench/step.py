@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,14 @@ class Step:
         name: model, batch and shape.
         make: `(device, dtype) -> contenders`, among them "eager", "compile" where that can run, and "genmod".
         small: the same step at a size that a test can afford; `make` itself if there is none.
+        gpu: whether only a GPU takes it, since a CPU would need minutes.
     """
 
     op: str
     name: str
     make: Callable[[torch.device, torch.dtype], Contenders]
     small: Callable[[torch.device, torch.dtype], Contenders] | None = None
+    gpu: bool = False
 
 
 def cases(step: Step, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
@@ -39,15 +42,31 @@ def cases(step: Step, device: torch.device, dtype: torch.dtype) -> Iterator[Case
     yield Case(step.op, step.name, "step", dtype, step.make(device, dtype))
 
 
+#: How far contenders may be apart, by the norm: sums in another order, and in half precision also rounding in between.
+_APART = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def exactly() -> contextlib.AbstractContextManager[Any]:
+    """Convolutions in float32 itself: TensorFloat-32, which cuDNN takes by default, would hide a difference."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def alike(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise AssertionError unless two results are the same but for rounding."""
+    error, size = (found.double() - expected.double()).norm().item(), expected.double().norm().item()
+    assert error <= _APART[expected.dtype] * size, f"results differ by {error:.3g}, of {size:.3g}"
+
+
 def agree(stock: nn.Module, eager: Callable[[], Any], ours: nn.Module, step: Callable[[], Any]) -> None:
     """Take one step of each and raise AssertionError unless the parameters' gradients are the same.
 
     Parameters belong together by name, or, where a module has others, by order. They are compared not element by
     element: an activation that rounding moves across a kink changes a whole pixel's gradient.
     """
-    eager()
-    expected = {name: p.grad.clone() if p.grad is not None else None for name, p in stock.named_parameters()}
-    step()
+    with exactly():
+        eager()
+        expected = {name: p.grad.clone() if p.grad is not None else None for name, p in stock.named_parameters()}
+        step()
     largest = max((e.norm().item() for e in expected.values() if e is not None), default=0.0)
     found = dict(ours.named_parameters())
     names = found if found.keys() == expected.keys() else expected
@@ -58,5 +77,5 @@ def agree(stock: nn.Module, eager: Callable[[], Any], ours: nn.Module, step: Cal
             assert not any(t is not None and t.any() for t in (e, p.grad)), f"{name}: only one has a gradient"
             continue
         error = (p.grad - e).norm().item()
-        bound = 1e-3 * e.norm().item() + 1e-5 * largest
+        bound = _APART[p.dtype] * (e.norm().item() + 1e-2 * largest)
         assert error <= bound, f"{name}: gradients differ by {error:.3g}, of {e.norm().item():.3g}"

@@ -42,9 +42,10 @@ SUITES = {
 }
 
 
-def workloads(spec: OpSpec, suite: str, name: str = "") -> Iterator[Workload]:
+def workloads(spec: OpSpec, suite: str, name: str = "", device: str = "cpu") -> Iterator[Workload]:
     """Those whose name contains `name`; in the quick suite the smallest of these that tells more than calling does."""
-    found: Iterable[Workload] = [w for w in spec.workloads if name in w.name]
+    all_of_them = spec.workloads + (spec.gpu_workloads if device == "cuda" else ())
+    found: Iterable[Workload] = [w for w in all_of_them if name in w.name]
     if suite == "quick" and found:
         found = [_smallest_informative(spec, list(found))]
     yield from found

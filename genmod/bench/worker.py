@@ -19,7 +19,7 @@ def prepare(case: dict[str, Any]) -> Callable[[], Any] | None:
     from genmod.specs import specs
 
     spec = specs().get(case["op"])
-    workload = next((w for w in spec.workloads if w.name == case["workload"]), None) if spec else None
+    workload = next((w for w in _workloads(spec) if w.name == case["workload"]), None) if spec else None
     if spec is None or workload is None:
         return None
     torch.manual_seed(0)
@@ -41,6 +41,10 @@ def prepare(case: dict[str, Any]) -> Callable[[], Any] | None:
 
     incoming = [torch.ones_like(o) if not o.dim() else torch.randn_like(o) for o in outputs()]
     return lambda: torch.autograd.grad(outputs(), leaves, incoming)
+
+
+def _workloads(spec: Any) -> Any:
+    return spec.workloads + getattr(spec, "gpu_workloads", ())  # which older revisions lack
 
 
 def seconds(call: Callable[[], Any], repeat: int) -> float:

@@ -57,6 +57,8 @@ def project(codes: Tensor, *, method: Method = "pca", seed: int = 0, perplexity:
         tsne = need("sklearn.manifold").TSNE(2, perplexity=neighbours, init=start, random_state=seed)
         return torch.from_numpy(np.asarray(tsne.fit_transform(z), np.float32))
     if method == "umap":
-        umap = need("umap", "umap-learn").UMAP(n_neighbors=max(2, int(neighbours)), random_state=seed)
+        # Its usual start needs more codes than eigenvectors; a seed allows but one job, which it would warn of.
+        options = {"init": "spectral" if len(z) > 4 else "random", "n_jobs": 1}
+        umap = need("umap", "umap-learn").UMAP(n_neighbors=max(2, int(neighbours)), random_state=seed, **options)
         return torch.from_numpy(np.asarray(umap.fit_transform(z), np.float32))
     raise ValueError(f"method: got {method!r}, expected one of 'pca', 'tsne', 'umap'")

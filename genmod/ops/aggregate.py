@@ -56,8 +56,8 @@ def total_correlation(
         ValueError: not a matrix, shapes or devices that differ, an empty batch, one sample with "mss", a
             `dataset_size` smaller than the batch, or an unknown `estimator`.
 
-    Differentiable twice, in all three tensors; the second derivative takes O(B²D) memory. Kept for backward: the inputs
-    and `[B, D + 1]` log-densities.
+    Differentiable twice, in all three tensors, in the same memory (but O(B²D) under `torch.func`). Kept for backward:
+    the inputs and two numbers for each of `[B, D + 1]` densities.
     Source: Chen et al., *Isolating sources of disentanglement in variational autoencoders*, NeurIPS 2018, appendix C.
     """
     check_posterior(z, mean, logvar)
@@ -109,8 +109,8 @@ def mmd(
         ValueError: not a matrix, another number of columns or another device, no points, fewer than two in either
             sample if unbiased, no scale or one that is not positive and finite, or an unknown `kernel`.
 
-    Differentiable twice, in both tensors; the second derivative takes O((n + m)²D) memory. Kept for backward: the
-    inputs.
+    Differentiable twice, in both tensors, in the same memory (but O((n + m)²D) under `torch.func`). Kept for backward:
+    the inputs.
     Source: Gretton et al., *A kernel two-sample test*, JMLR 2012; Tolstikhin et al., *Wasserstein auto-encoders*, 2018.
     """
     check_kernel(kernel, scales)
@@ -192,7 +192,8 @@ def dip_over(
     if lambda_d is None:
         lambda_d = 10 * lambda_od if kind == "i" else lambda_od
     device, arguments = mean.device.type, (mean, logvar, kind, lambda_od, lambda_d, batch, total)
-    if torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # Not is_autocast_available, which torch.compile cannot trace before torch 2.13; autocast knows no meta tensors.
+    if device != "meta" and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return reference.dip(*arguments)
     return reference.dip(*arguments)
@@ -288,7 +289,7 @@ def _accumulate(like: Tensor, *shape: int) -> Tensor:
 
 
 def _total_correlation_fake(z, mean, logvar, dataset_size, estimator, first_row):
-    return *(_accumulate(z) for _ in range(3)), _accumulate(z, z.shape[0], z.shape[1] + 1)
+    return *(_accumulate(z) for _ in range(3)), _accumulate(z, 2, z.shape[0], z.shape[1] + 1)
 
 
 def _empty_gradients(wanted: int, *inputs: Tensor | None) -> tuple[Tensor, ...]:
@@ -303,7 +304,7 @@ def _total_correlation_backward_fake(
     z,
     mean,
     logvar,
-    logs,
+    normalizers,
     dataset_size,
     estimator,
     first_row,
@@ -329,8 +330,8 @@ define(
 define(
     "aggregate",
     "total_correlation_backward(Tensor? grad_mutual_information, Tensor? grad_total_correlation, "
-    "Tensor? grad_dimension_kl, Tensor z, Tensor mean, Tensor logvar, Tensor logs, int dataset_size, str estimator, "
-    "int first_row, int wanted) -> (Tensor, Tensor, Tensor)",
+    "Tensor? grad_dimension_kl, Tensor z, Tensor mean, Tensor logvar, Tensor normalizers, int dataset_size, "
+    "str estimator, int first_row, int wanted) -> (Tensor, Tensor, Tensor)",
     _total_correlation_backward_fake,
 )
 define(
@@ -359,9 +360,9 @@ def _only(wanted: int, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
 
 
 def _save_total_correlation(ctx, outputs, z, mean, logvar, *options):
-    logs = outputs[3]
-    ctx.mark_non_differentiable(logs)
-    ctx.save_for_backward(z, mean, logvar, logs)
+    normalizers = outputs[3]
+    ctx.mark_non_differentiable(normalizers)
+    ctx.save_for_backward(z, mean, logvar, normalizers)
     ctx.options = options
 
 

@@ -6,6 +6,7 @@ the rest; schemas, fakes and autograd stand below them. The maths is in `genmod.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ def group_norm_act(
     _check_optional(x, (channels,), weight=weight, bias=bias)
     _check_optional(x, (x.shape[0], channels), scale=scale, shift=shift)
     _check_options(x, residual, eps, activation, negative_slope)
-    if _stock_is_faster(x) and _of_one_dtype(weight, bias):
+    if _stock_is_faster(x, of_batch=False) and _of_one_dtype(weight, bias):
         total = x if residual is None else x + residual
         y = _stock_group_norm(total, num_groups, weight, bias, eps, scale, shift)
         y = activations.apply(activation, y, negative_slope)
@@ -152,9 +153,10 @@ def batch_norm_act(
         raise ValueError(f"momentum: got {momentum}, expected a number from 0 to 1")
     if training and _per_channel_count(x) == 1:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than one value per channel in training")
-    if _stock_is_faster(x) and _of_one_dtype(weight, bias, running_mean, running_var):
+    if _stock_is_faster(x, of_batch=True) and _of_one_dtype(weight, bias, running_mean, running_var):
         total = x if residual is None else x + residual
-        y = F.batch_norm(total, running_mean, running_var, weight, bias, training, momentum, eps)
+        dense = None if weight is None else weight.contiguous()  # torch's backward takes it as dense
+        y = F.batch_norm(total, running_mean, running_var, dense, bias, training, momentum, eps)
         y = activations.apply(activation, y, negative_slope)
         return y if residual is None else (y, total)
     call = reference.batch_norm_act if torch._C._are_functorch_transforms_active() else _batch_norm_act
@@ -240,18 +242,32 @@ def _check_activation(activation: Any, negative_slope: Any) -> None:
 
 
 # Below this many elements a call is mostly overhead, and stock PyTorch has less: forward of group norm and SiLU on
-# [2, 64, 8, 8], float32, took 34 us in stock PyTorch and 82 us here; on [8, 512, 16, 16] stock PyTorch took 1.5 times
-# as long as we did. The bound lies between the two; where exactly they cross was not measured.
+# [2, 64, 8, 8], float32, took 34 us in stock PyTorch and 82 us here.
 _SMALL = 16384
+# Our kernels also have a cost per plane, which planes of few pixels do not repay. Forward and backward of group norm
+# and SiLU, float32, one thread, stock PyTorch's time in parts of ours: planes of 2 x 2 0.3, of 4 x 4 0.2, of 8 x 8 0.5
+# to 0.7, of 16 x 16 0.9 to 1.6, whatever the batch. Batch norm and ReLU: 2 x 2 1.8 to 4 (there channels are taken
+# together); 4 x 4 and 8 x 8 0.4 to 0.7 up to 65536 elements, 0.7 to 0.8 at 262144, and 1.1 to 1.3 at a million.
+_SMALL_PLANE = 64
+_SMALL_BATCH_NORM = (9, 131072)  # pixels of a plane at least, elements at most
 
 
-def _stock_is_faster(x: Tensor) -> bool:
-    """Whether to take stock PyTorch: on the CPU, for few elements, where that changes nothing but the time."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or not 0 < x.numel() < _SMALL:
+def _stock_is_faster(x: Tensor, *, of_batch: bool) -> bool:
+    """Whether to take stock PyTorch: on the CPU, for few elements or pixels, where only the time changes by it."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+        return False
+    if x.numel() >= _SMALL and not (x.dtype == torch.float32 and _has_small_planes(x, of_batch)):
         return False
     # A forced backend must run, autocast would cast, and stock group norm gives channels_last up.
     plain = backends.forced() is None and not torch.is_autocast_enabled("cpu")
     return plain and layout.memory_format_of(x) == torch.contiguous_format
+
+
+def _has_small_planes(x: Tensor, of_batch: bool) -> bool:
+    pixels = math.prod(x.shape[2:])
+    few = pixels <= _SMALL_PLANE
+    least, most = _SMALL_BATCH_NORM
+    return few and (pixels >= least and x.numel() < most) if of_batch else few
 
 
 def _of_one_dtype(*parameters: Tensor | None) -> bool:
@@ -274,7 +290,9 @@ def _stock_group_norm(
     space = [1] * (x.dim() - 2)
     if scale is not None:
         y = y * (1 + scale.reshape(*scale.shape, *space))
-    return y if shift is None else y + shift.reshape(*shift.shape, *space)
+    if shift is not None:
+        y = y + shift.reshape(*shift.shape, *space)
+    return y.to(x.dtype)  # float32 parameters would make it float32
 
 
 def _per_channel_count(x: Tensor) -> int:
@@ -457,12 +475,16 @@ _batch_norm_act_backward = differentiate_backward("batch_norm_act_backward")
 _bias_act_backward = differentiate_backward("bias_act_backward")
 
 
-def _why_plain(x: Tensor, *args: object, **kwargs: object) -> str:
+def _why_plain(of_batch: bool, x: Tensor, *args: object, **kwargs: object) -> str:
     """For `genmod.explain`."""
     parameters = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() == 1)
-    stock = _stock_is_faster(x) and _of_one_dtype(*parameters)
-    return f"stock PyTorch is faster below {_SMALL} elements" if stock else ""
+    if not (_stock_is_faster(x, of_batch=of_batch) and _of_one_dtype(*parameters)):
+        return ""
+    few = x.numel() < _SMALL
+    return (
+        f"stock PyTorch is faster {f'below {_SMALL} elements' if few else f'on planes of up to {_SMALL_PLANE} pixels'}"
+    )
 
 
 for _name in ("group_norm_act", "batch_norm_act"):
-    backends.register_public(_name, _name, _why_plain)
+    backends.register_public(_name, _name, functools.partial(_why_plain, _name == "batch_norm_act"))

@@ -168,6 +168,9 @@ def conv_transpose2d(
 
 
 def _stock(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    channels = weight.shape[1]
+    if weight.stride() not in ((9 * channels, 9, 3, 1), (9 * channels, 1, 3 * channels, channels)):
+        weight = weight.contiguous()  # in other layouts its gradient is an error in stock PyTorch
     y = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1, groups=groups)
     return y.contiguous(memory_format=layout.memory_format_of(x))
 

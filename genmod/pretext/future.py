@@ -121,8 +121,9 @@ class SequenceEncoder(nn.Module):
 class NextStep(Task):
     """Every step of a sequence `[B, T, D]` from those before (Elman, *Finding structure in time*, 1990).
 
-    The encoder has to be causal, such as :class:`SequenceEncoder`. An image is a sequence of its rows, from top to
-    bottom: images `[B, C, H, W]` are taken as `[B, H, C W]`. The loss is the squared error of a step, the score that of
+    The encoder has to be causal, such as :class:`SequenceEncoder`; what the head makes of its features is added to the
+    step before, near which most steps are. An image is a sequence of its rows, from top to bottom: images
+    `[B, C, H, W]` are taken as `[B, H, C W]`. The loss is the squared error of a step, the score that of
     a number, and chance is that of repeating the step before.
     """
 
@@ -153,7 +154,7 @@ class NextStep(Task):
 
     def predict(self, encoder: Any, head: nn.Module, input: Tensor) -> Tensor:
         """The step after each, `[B, T - 1, D]`."""
-        return head(encoder(input))
+        return input + head(encoder(input))
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The squared error of a step."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # What a seed is for comes first in its key, so that no two uses of one seed meet.
-ORDER, DRAWS, PROCESS, CLIPS = range(4)
+ORDER, DRAWS, PROCESS, CLIPS, SCORE = range(5)
 
 
 def seed_of(*key: int) -> int:

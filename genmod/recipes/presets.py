@@ -100,11 +100,15 @@ def stages_of(size: int) -> int:
     raise RecipeError(f"images of {size} x {size} pixels: wanted a multiple of 4 that is at least 8; give --size")
 
 
+# Pretext tasks that need more steps on photographs than all others, to be clearly better than chance.
+_LONGER = {"rotation": 3000, "next_step": 3000, "future": 2000}
+
+
 def training(name: str, images: ImageSet, **changes: Any) -> TrainConfig:
     """The settings of a recipe, or of a pretext task, for these images, with the changes that are not None."""
     small = images.images.shape[-1] <= 16
     settings: dict[str, Any] = {
-        "steps": 600,
+        "steps": 600 if small else _LONGER.get(name, 600),
         "batch": 64 if small else 32,
         "learning_rate": 2e-3 if small else 1e-3,
         **(RECIPES[name].training if name in RECIPES else {}),

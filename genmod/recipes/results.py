@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,52 +35,92 @@ COLUMNS = {
     "kid": ("KID", "{:.2f}"),
     "precision": ("precision", "{:.2f}"),
     "recall": ("recall", "{:.2f}"),
-    "seconds": ("seconds", "{:.0f}"),
+    "seconds": ("CPU seconds", "{:.0f}"),
+    "data_share": ("fetching data", "{:.1%}"),
 }
 
 
 def run(path: Path, name: str, recipes: list[str], seeds: list[int], budget: float) -> None:
     """Train what the file does not have yet, until `budget` seconds are over."""
-    torch.set_num_threads(1)
     images = data.load(name)
     extractor = metrics.feature_extractor(images.train, images.train_labels)
+
+    def one(recipe: str, seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        model, config = build(recipe, images), training(recipe, images, seed=seed)
+        start = time.process_time()
+        result = train(model, images.train, config, device="cpu", log=False, finish=fit_prior(images))
+        seconds = time.process_time() - start
+        return {
+            "steps": config.steps,
+            "batch": config.batch,
+            **evaluate.evaluate(result.model, images, seed, extractor),
+            "seconds": seconds,
+            "step_seconds": seconds / config.steps,
+            "data_share": result.data_share,
+        }
+
+    complete(path, name, "recipe", recipes, seeds, budget, one)
+
+
+def complete(
+    path: Path,
+    data_name: str,
+    kind: str,
+    names: list[str],
+    seeds: list[int],
+    budget: float,
+    one: Callable[[str, int], dict[str, Any]],
+) -> None:
+    """Add the runs that a file does not have yet, on one thread, until `budget` seconds are over; save after each.
+
+    Args:
+        path: the JSON file.
+        data_name: of the images, for the file.
+        kind: what the names are of, "recipe" or "task": the key that they have in the file.
+        names, seeds: all pairs are wanted, seed by seed.
+        budget: seconds after which no other run begins.
+        one: called with a name and a seed; returns what is written down about the run.
+    """
+    torch.set_num_threads(1)
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
-    done = {(each["recipe"], each["seed"]) for each in runs}
+    done = {(each[kind], each["seed"]) for each in runs}
+    where = {"data": data_name, "torch": torch.__version__, "python": platform.python_version(), "threads": 1}
     begin = time.monotonic()
-    for seed in seeds:
-        for recipe in recipes:
-            if (recipe, seed) in done or time.monotonic() - begin > budget:
-                continue
-            torch.manual_seed(seed)
-            model, config = build(recipe, images), training(recipe, images, seed=seed)
-            start = time.process_time()
-            result = train(model, images.train, config, device="cpu", log=False, finish=fit_prior(images))
-            seconds = time.process_time() - start
-            found = evaluate.evaluate(result.model, images, seed, extractor)
-            cost = {"seconds": seconds, "step_seconds": seconds / config.steps, "data_share": result.data_share}
-            runs.append({"recipe": recipe, "seed": seed, "steps": config.steps, "batch": config.batch, **found, **cost})
-            where = {"data": name, "torch": torch.__version__, "python": platform.python_version(), "threads": 1}
-            path.write_text(json.dumps({**where, "machine": platform.machine(), "runs": runs}, indent=1) + "\n")
-            print(recipe, seed, {key: round(value, 3) for key, value in found.items()}, f"{seconds:.1f} s", flush=True)
+    for seed, name in itertools.product(seeds, names):
+        if (name, seed) in done or time.monotonic() - begin > budget:
+            continue
+        runs.append({kind: name, "seed": seed, **one(name, seed)})
+        path.write_text(json.dumps({**where, "machine": platform.machine(), "runs": runs}, indent=1) + "\n")
+        print(" ".join(f"{key}={_short(value)}" for key, value in runs[-1].items()), flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Markdown: the mean over seeds of each recipe, and half of the range from the worst to the best seed."""
-    lines = ["| recipe | steps | seeds | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
-    lines.append("|---|--:|--:" + "|--:" * len(COLUMNS) + "|")
-    for recipe in RECIPES:
-        mine = [each for each in runs if each["recipe"] == recipe]
+    """Markdown: mean and standard deviation over the seeds of each recipe."""
+    return of_seeds(runs, "recipe", list(RECIPES), COLUMNS)
+
+
+def of_seeds(runs: list[dict[str, Any]], kind: str, names: list[str], columns: Mapping[str, tuple[str, str]]) -> str:
+    """Markdown: a row for each name that has runs; columns are those of `columns`, key -> (title, format)."""
+    lines = [f"| {kind} | steps | seeds | " + " | ".join(title for title, _ in columns.values()) + " |"]
+    lines.append("|---|--:|--:" + "|--:" * len(columns) + "|")
+    for name in names:
+        mine = [each for each in runs if each[kind] == name]
         if mine:
-            cells = [_cell([each[key] for each in mine if key in each], form) for key, (_, form) in COLUMNS.items()]
-            lines.append(f"| `{recipe}` | {mine[0]['steps']} | {len(mine)} | " + " | ".join(cells) + " |")
+            cells = [_cell([each[key] for each in mine if key in each], form) for key, (_, form) in columns.items()]
+            lines.append(f"| `{name}` | {mine[0]['steps']} | {len(mine)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _cell(values: list[float], form: str) -> str:
     if not values:
         return ""
-    spread = (max(values) - min(values)) / 2
-    return form.format(statistics.fmean(values)) + (f" ± {form.format(spread)}" if len(values) > 1 else "")
+    mean = form.format(statistics.fmean(values))
+    return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
 def main(arguments: list[str] | None = None) -> int:

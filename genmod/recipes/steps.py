@@ -53,7 +53,7 @@ class TrainConfig:
         betas: Adam's.
         schedule: "constant", or "cosine": down to 0 along half a cosine.
         accumulate: parts that a batch is computed in, one after the other, for less memory. The gradient is the same,
-            but for losses that look at the batch as a whole (batch norm, total correlation, MMD).
+            but for losses that look at the batch as a whole (batch norm, total correlation, DIP, MMD).
         precision: "no" (float32) or "bf16" (autocast). None takes what `accelerate launch` was told.
         ema: decay of an exponential moving average of the weights, or None.
         seed: of batches and random numbers; the model's initial weights are the caller's.
@@ -135,6 +135,8 @@ class Trainer:
             phase: optimizer(model.phase_parameters(phase), lr=self._rate(phase, 0), betas=config.betas)
             for phase in dict.fromkeys(model.phases)
         }
+        if self.processes > 1 and hasattr(model, "distribute"):
+            model.distribute(torch.distributed.group.WORLD)  # after the copy: a group of processes cannot be copied
         self._repeats = max(Counter(model.phases).values())
         self._batches = Batches(len(images), config.batch, config.seed)
         self.steps_done, self.seconds, self.data_seconds = 0, 0.0, 0.0
@@ -151,6 +153,11 @@ class Trainer:
         self.steps_done += 1
         self.seconds += time.perf_counter() - start
         return losses
+
+    def close(self) -> None:
+        """Make the model one of this process alone again, where its losses were those of all processes."""
+        if self.processes > 1 and hasattr(self.model, "distribute"):
+            self.model.distribute(None)
 
     def batch(self, step: int, number: int, rows: slice = slice(None)) -> tuple[Tensor, dict[str, Tensor]]:
         """The images and random numbers of phase `number` in a step: all of the batch, or these rows of it.
@@ -252,8 +259,20 @@ def _accelerator(device: str | None, log_to: Path | None) -> Any:
     if log_to:
         # TensorBoard's own sign that there is no TensorFlow: where there is, importing it would take half a minute.
         sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    _forget_other_device(accelerate, device)
     trackers = {"log_with": "tensorboard", "project_dir": log_to} if log_to else {}
     return accelerate.Accelerator(cpu=device == "cpu", **trackers)
+
+
+def _forget_other_device(accelerate: Any, device: str | None) -> None:
+    """Accelerate keeps a process's first device for good: asked for a GPU after a CPU, it would stay on the CPU; for a
+    CPU after a GPU, it would raise."""
+    state = accelerate.state.PartialState
+    if device is None or not state._shared_state or state().device.type == device:
+        return
+    if state().num_processes > 1:
+        raise RecipeError(f"device: got {device!r}, but these processes share work on {state().device.type!r} already")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _precision(config: TrainConfig, accelerator: Any) -> Precision:

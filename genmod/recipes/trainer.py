@@ -77,7 +77,7 @@ def train(
         config: see `TrainConfig`.
         out: folder for checkpoints and logs; without it nothing is written.
         resume: go on from the newest checkpoint in `out`, or start where there is none yet.
-        device: "cpu", "cuda", or None for Accelerate's choice.
+        device: "cpu", "cuda", or None for Accelerate's choice, which is that of the process's first training.
         optimizer: called as `optimizer(parameters, lr=..., betas=...)`.
         finish: called after the last step with the model that will be used, before it is saved.
         log: write TensorBoard files to `out`.
@@ -99,8 +99,11 @@ def train(
         )
         run = _Run(trainer, out, report, finish)
         run.begin(resume)
-        with Interrupts() as interrupts, _bar(run, console, title) as show, _logs(trainer):
-            run.to_the_end(interrupts, show)
+        try:
+            with Interrupts() as interrupts, _bar(run, console, title) as show, _logs(trainer):
+                run.to_the_end(interrupts, show)
+        finally:
+            trainer.close()
     taken = max(trainer.steps_done - run.first, 1)
     share = trainer.data_seconds / max(trainer.seconds, 1e-9)
     return Result(run.model.eval(), run.curve, trainer.steps_done, trainer.seconds / taken, share)

@@ -26,7 +26,8 @@ for every sample of the dataset.
 **DIP-VAE** (Kumar et al., *Variational inference of disentangled latent concepts from unlabeled observations*, 2018).
 
 Arithmetic is in float32, in float64 for float64 inputs. Losses have that type, gradients the inputs'. Rows are taken a
-few at a time, so that without autograd the memory is bounded; second derivatives keep all B x B x D values.
+few at a time, and what autograd would keep of their rows x B x D values is computed again when it is needed: the memory
+is O(BD), for second derivatives too. (Not under `torch.func`, which has no way to say so.)
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 #: Elements of one rows x columns x D intermediate.
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 
 
 def _widen_given(t: Tensor | None) -> Tensor | None:
@@ -51,9 +54,15 @@ def _widen(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
-def _row_chunks(rows: int, columns: int, dims: int) -> Iterator[slice]:
-    step = max(1, _CHUNK // max(1, columns * dims))
-    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
+def _over_chunks(function: Callable[..., Any], rows: Tensor, columns: Tensor, *inputs: Any) -> list[Any]:
+    """`function(chunk, rows, columns, *inputs)` for each slice of rows. Of several, autograd keeps the inputs alone."""
+    step = max(1, _CHUNK // max(1, columns.numel()))
+    chunks = [slice(first, min(first + step, rows.shape[0])) for first in range(0, rows.shape[0], step)]
+    keeps = len(chunks) == 1 or not torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if keeps or torch._C._are_functorch_transforms_active():
+        return [function(chunk, rows, columns, *inputs) for chunk in chunks]
+    again = functools.partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    return [again(chunk, rows, columns, *inputs) for chunk in chunks]
 
 
 # Total correlation.
@@ -88,27 +97,32 @@ def total_correlation(
     """Mutual information, total correlation and dimension-wise KL, and what they are made of.
 
     `z` may be some of the batch's rows: row i of it was drawn from column `first_row + i` of `mean` and `logvar`, and
-    the terms are that part of the mean over the batch. The fourth output, `[R, D + 1]`, has log2 of every marginal and,
-    last, of the joint, divided by the weight that most pairs have: what a kernel's backward subtracts from its terms.
+    the terms are that part of the mean over the batch. The fourth output, `[2, R, D + 1]`, is what makes weights that
+    sum to one of the terms' powers of two, in a kernel's backward: of every marginal and, last, of the joint, the
+    largest log2-density and 1 / sum_j 2^(log2 of term j - the largest), where weights are relative to that of most
+    pairs. Two numbers, because the rounding of one log can be larger than what the terms differ by.
     """
     z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
-    (rows, dims), batch = z.shape, mean.shape[0]
+    batch, dims = mean.shape
     weights = log_weights(batch, dataset_size, estimator)
-    logs, posteriors = [], []
-    for chunk in _row_chunks(rows, batch, dims):
+
+    def logs_of(chunk: slice, z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
         t = _log_density(z[chunk, None], mean, logvar)
         w = _log_weight_rows(chunk, batch, first_row, weights, z)
         densities = t.sum(2)
         joint = torch.logsumexp(densities + w, 1, keepdim=True)
-        logs.append(torch.cat((torch.logsumexp(t + w[:, :, None], 1), joint), 1))
+        log = torch.cat((torch.logsumexp(t + w[:, :, None], 1), joint), 1)
+        top = torch.cat((t.detach().amax(1), densities.detach().amax(1, keepdim=True)), 1)
         # Of the same sum, so that its rounding is not in their difference.
-        posteriors.append(densities.diagonal(first_row + chunk.start))
-    log, posterior = torch.cat(logs), torch.cat(posteriors)
+        return log, top, densities.diagonal(first_row + chunk.start)
+
+    log, top, posterior = map(torch.cat, zip(*_over_chunks(logs_of, z, mean, logvar)))
     joint, marginals = log[:, dims], log[:, :dims].sum(1)
     prior = -0.5 * (math.log(2 * math.pi) + z.square()).sum(1)
     terms = posterior - joint, joint - marginals, marginals - prior
     mutual_information, correlation, dimension_kl = (t.sum() / batch for t in terms)
-    return mutual_information, correlation, dimension_kl, (log - weights[2]) / math.log(2)
+    normalizers = torch.stack((top / math.log(2), (top + weights[2] - log.detach()).exp()))
+    return mutual_information, correlation, dimension_kl, normalizers
 
 
 # With a, p, c the incoming gradients of log q(z_i), sum_d log q(z_id) and sum_d t_iid, the gradient of t_ijd is
@@ -124,7 +138,7 @@ def total_correlation_backward(
     z: Tensor,
     mean: Tensor,
     logvar: Tensor,
-    logs: Tensor,
+    normalizers: Tensor,
     dataset_size: int,
     estimator: str,
     first_row: int,
@@ -132,11 +146,12 @@ def total_correlation_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`total_correlation`. Bit i of `wanted` asks for gradient i.
 
-    `logs`, which kernels take from the forward pass, is computed again here: a second derivative must see through it.
+    `normalizers`, which kernels take from the forward pass, are computed again here: a second derivative must see
+    through them.
     """
     inputs = (z, mean, logvar)
     z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
-    (rows, dims), batch = z.shape, mean.shape[0]
+    rows, batch = z.shape[0], mean.shape[0]
     grads = (grad_mutual_information, grad_total_correlation, grad_dimension_kl)
     g_mi, g_tc, g_kl = (z.new_zeros(()) if g is None else g / batch for g in grads)
     to_joint, to_marginals, to_own = g_tc - g_mi, g_kl - g_tc, g_mi
@@ -148,25 +163,33 @@ def total_correlation_backward(
     beside = (0, 0, first_row, batch - first_row - rows)
     d_z, d_mean = g_kl * z - pull, functional.pad(pull, beside)
     d_logvar = functional.pad(0.5 * (pull * delta - to_own), beside)
-    rest = []
-    for chunk in _row_chunks(rows, batch, dims):
+
+    def pulls_of(
+        chunk: slice, z: Tensor, mean: Tensor, logvar: Tensor, to_joint: Tensor, to_marginals: Tensor
+    ) -> tuple[Tensor, ...]:
         t = _log_density(z[chunk, None], mean, logvar)
         w = _log_weight_rows(chunk, batch, first_row, weights, z)
         of_joint, of_marginals = torch.softmax(t.sum(2) + w, 1), torch.softmax(t + w[:, :, None], 1)
         share = to_joint * of_joint[:, :, None] + to_marginals * of_marginals
         delta = z[chunk, None] - mean
         pull = share * delta * (-logvar).exp()
-        rest.append(pull.sum(1))
-        d_mean = d_mean + pull.sum(0)
-        d_logvar = d_logvar + 0.5 * (pull * delta - share).sum(0)
+        return pull.sum(1), pull.sum(0), 0.5 * (pull * delta - share).sum(0)
+
+    rest = []
+    for of_rows, of_means, of_logvars in _over_chunks(pulls_of, z, mean, logvar, to_joint, to_marginals):
+        rest.append(of_rows)
+        d_mean, d_logvar = d_mean + of_means, d_logvar + of_logvars
     d_z, d_mean, d_logvar = _chosen(inputs, (d_z - torch.cat(rest), d_mean, d_logvar), wanted)
     return d_z, d_mean, d_logvar
 
 
 def _chosen(inputs: tuple[Tensor | None, ...], grads: Sequence[Tensor], wanted: int) -> tuple[Tensor, ...]:
-    """Gradients in the inputs' dtype; an empty tensor for one that is not wanted."""
+    """Gradients in the inputs' dtype; an empty tensor for one that is not wanted, or whose input is not given."""
     like = next(t for t in inputs if t is not None)
-    return tuple(g.to(like.dtype).contiguous() if wanted >> i & 1 else like.new_empty(0) for i, g in enumerate(grads))
+    return tuple(
+        g.to(like.dtype).contiguous() if t is not None and wanted >> i & 1 else like.new_empty(0)
+        for i, (t, g) in enumerate(zip(inputs, grads))
+    )
 
 
 # Maximum mean discrepancy.
@@ -226,11 +249,15 @@ def mmd(
     """
     x, y, all_x, all_y = _widen(x), _widen(y), _widen_given(all_x), _widen_given(all_y)
     total = x.new_zeros(())
+
+    def sum_of(chunk: slice, rows: Tensor, columns: Tensor, first: int | None) -> Tensor:
+        squares = (rows[chunk, None] - columns).square().sum(2)
+        pairs = _pairs(chunk, first, columns.shape[0], rows)
+        return (pairs * _kernel(squares, kernel, widths)).sum()
+
     for rows, columns, factor, first in _terms(x, y, all_x, all_y, first_x, first_y, unbiased):
-        for chunk in _row_chunks(rows.shape[0], *columns.shape):
-            squares = (rows[chunk, None] - columns).square().sum(2)
-            pairs = _pairs(chunk, first, columns.shape[0], x)
-            total = total + factor * (pairs * _kernel(squares, kernel, widths)).sum()
+        for of_chunk in _over_chunks(sum_of, rows, columns, first):
+            total = total + factor * of_chunk
     return total
 
 
@@ -256,14 +283,18 @@ def mmd_backward(
     column_x, column_y = 0 if all_x is None else 2, 1 if all_y is None else 3
     roles = ((0, column_x), (1, column_y), (0, column_y))
     terms = _terms(x, y, all_x, all_y, first_x, first_y, unbiased)
+
+    def pulls_of(chunk: slice, rows: Tensor, columns: Tensor, factor: float, grad: Tensor) -> tuple[Tensor, Tensor]:
+        delta = rows[chunk, None] - columns  # zero for a row paired with itself, which so never pulls
+        slope = _kernel_slope(delta.square().sum(2), kernel, widths)
+        pull = (2 * factor) * (grad * slope)[:, :, None] * delta
+        return pull.sum(1), pull.sum(0)
+
     for (row, column), (rows, columns, factor, _) in zip(roles, terms):
         pulls = []
-        for chunk in _row_chunks(rows.shape[0], *columns.shape):
-            delta = rows[chunk, None] - columns  # zero for a row paired with itself, which so never pulls
-            slope = _kernel_slope(delta.square().sum(2), kernel, widths)
-            pull = (2 * factor) * (grad * slope)[:, :, None] * delta
-            pulls.append(pull.sum(1))
-            grads[column] = grads[column] - pull.sum(0)
+        for of_rows, of_columns in _over_chunks(pulls_of, rows, columns, factor, grad):
+            pulls.append(of_rows)
+            grads[column] = grads[column] - of_columns
         grads[row] = grads[row] + torch.cat(pulls)
     d_x, d_y, d_all_x, d_all_y = _chosen(inputs, grads, wanted)
     return d_x, d_y, d_all_x, d_all_y

@@ -250,9 +250,9 @@ def _dip_flops(sample: Sample, backward: bool) -> int:
     return batch * dims * dims * (4 if backward else 2)
 
 
-def _kept_logs(sample: Sample) -> int:
+def _kept_normalizers(sample: Sample) -> int:
     z = sample.args[0]
-    return z.shape[0] * (z.shape[1] + 1) * (8 if z.dtype == torch.float64 else 4)
+    return 2 * z.shape[0] * (z.shape[1] + 1) * (8 if z.dtype == torch.float64 else 4)
 
 
 def _kept_by_autograd(sample: Sample) -> int:
@@ -296,10 +296,11 @@ register(
             _total_correlation_workload(256, 32, estimator="mws"),
             _total_correlation_workload(64, 10),
         ),
+        gpu_workloads=(_total_correlation_workload(2048, 64),),
         bytes_moved=_bytes,
         flops=_total_correlation_flops,
         modules=("TotalCorrelation", "BetaTCVAELoss"),
-        kept_bytes=_kept_logs,
+        kept_bytes=_kept_normalizers,
         magnitude=_densities,
         pointwise=False,
     )
@@ -321,6 +322,7 @@ register(
             _mmd_workload(64, 10, "imq"),
             _mmd_workload(256, 64, "rbf"),
         ),
+        gpu_workloads=(_mmd_workload(1024, 64, "imq"),),
         bytes_moved=_bytes,
         flops=_mmd_flops,
         modules=("MMD",),

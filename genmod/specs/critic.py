@@ -80,6 +80,7 @@ register(
             _workload("R3GAN critic at 64 [16, 256, 64, 64]", 16, 256, 64, 64),
             _workload("small [64, 128]", 64, 128),
         ),
+        gpu_workloads=(_workload("beyond the cache [16, 256, 128, 128]", 16, 256, 128, 128),),
         bytes_moved=_bytes,
         flops=lambda sample, backward: sample.args[0].numel(),
         modules=("CriticLeakyReLU", "CriticReLU"),

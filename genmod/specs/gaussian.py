@@ -243,6 +243,8 @@ _SAMPLING = (
     *_both_noises("SD latent [8, 4, 64, 64]", 8, 4, 64, 64),
     *_both_noises("NVAE scale [16, 20, 32, 32]", 16, 20, 32, 32),
 )
+_DIVERGENCE_ON_GPU = (_workload("beyond the cache [65536, 512]", 65536, 512),)
+_SAMPLING_ON_GPU = _both_noises("beyond the cache [65536, 512]", 65536, 512)
 _DIVERGENCE = (
     _workload("large batch [4096, 512]", 4096, 512),
     _workload("small VAE [128, 32]", 128, 32),
@@ -286,6 +288,7 @@ register(
         samples=_reparameterize_samples,
         bad_calls=_bad_reparameterize,
         workloads=_SAMPLING,
+        gpu_workloads=_SAMPLING_ON_GPU,
         bytes_moved=_bytes(1),
         flops=_flops(4, 5),
         modules=("DiagonalGaussian",),
@@ -304,6 +307,7 @@ register(
         samples=_gaussian_kl_samples,
         bad_calls=_bad_gaussian_kl,
         workloads=_DIVERGENCE,
+        gpu_workloads=_DIVERGENCE_ON_GPU,
         bytes_moved=_bytes(0, loss_only=True),
         flops=_flops(6, 5),
         modules=("DiagonalGaussian",),
@@ -322,6 +326,7 @@ register(
         samples=_sample_kl_samples,
         bad_calls=_bad_sample_kl,
         workloads=_SAMPLING,
+        gpu_workloads=_SAMPLING_ON_GPU,
         bytes_moved=_bytes(1),
         flops=_flops(9, 9),
         modules=("GaussianSampler",),

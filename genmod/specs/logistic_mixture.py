@@ -166,6 +166,7 @@ _WORKLOADS = (
     _workload("MNIST, 5 components [64, 1, 28, 28]", 64, 5, 28, channels=1),
     _workload("small, 5 components [4, 3, 8, 8]", 4, 5, 8),
 )
+_ON_GPU = (_workload("beyond the cache, 10 components [512, 3, 32, 32]", 512, 10, 32),)
 
 
 def _bytes(sample: Sample, backward: bool) -> int:
@@ -194,6 +195,7 @@ register(
         samples=_samples,
         bad_calls=_bad_calls,
         workloads=_WORKLOADS,
+        gpu_workloads=_ON_GPU,
         bytes_moved=_bytes,
         flops=_flops,
         modules=("LogisticMixture",),

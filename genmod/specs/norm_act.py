@@ -49,6 +49,8 @@ def eager_group_norm_act(
     total = x if residual is None else x + residual
     if weight is None and bias is not None:  # torch's own backward fails there
         weight = torch.ones_like(bias)
+    if x.is_cuda:  # where torch takes no float32 parameters beside half precision
+        weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
     y = torch.group_norm(total, num_groups, weight, bias, eps)  # F.group_norm refuses groups of one element
     if scale is not None:
         y = y * (1 + _against(scale, y))
@@ -287,7 +289,7 @@ def _batch_norm_workload(
 ) -> Workload:
     def make(device: torch.device, dtype: torch.dtype) -> Sample:
         x = _normal(device, dtype, *shape, channels_last=channels_last)
-        running = torch.zeros(shape[1], device=device), torch.ones(shape[1], device=device)
+        running = tuple(torch.full((shape[1],), v, device=device, dtype=dtype) for v in (0.0, 1.0))
         affine = _normal(device, dtype, shape[1]), _normal(device, dtype, shape[1])
         return Sample(name, (x, *running, *affine, training), {"activation": activation, "negative_slope": 0.2})
 
@@ -316,6 +318,47 @@ def _flops(forward: int, backward: int):
     return count
 
 
+def _largest(t: Any) -> float:
+    """Of what is finite; 1 for a parameter that is not given."""
+    if not isinstance(t, Tensor):
+        return 1.0
+    finite = t.detach()[t.detach().isfinite()].double()
+    return finite.abs().max().item() if finite.numel() else 0.0
+
+
+def gain_of_a_norm(groups: Tensor, eps: float, *factors: Any) -> float:
+    """What incoming gradients, of a few units, are multiplied with before a norm takes back what moves its statistics,
+    which may be all of it: the factors and 1 / (standard deviation of a row of `groups`). Means are kept in float32,
+    which counts as much more as a mean is larger than the deviation."""
+    rows = groups.detach().double() if groups.shape[1] else groups.new_zeros(1, 1)
+    inverse = (rows.var(1, unbiased=False) + eps).rsqrt()
+    gain = _largest(inverse.clamp(min=1) * (1 + rows.mean(1).abs() * inverse))
+    for factor in factors:
+        gain *= _largest(factor)
+    return 4 * gain
+
+
+def _group_norm_terms(sample: Sample) -> tuple[float, float]:
+    x, residual, scale = sample.args[0], sample.get("residual"), sample.get("scale")
+    total = x if residual is None else x + residual
+    groups = total.reshape(x.shape[0] * sample.args[1], -1) if x.numel() else total.reshape(0, 0)
+    growth = None if scale is None else 1 + scale.detach().abs()
+    return 0.0, gain_of_a_norm(groups, sample.get(4) or 1e-5, sample.get(2), growth)
+
+
+def batch_norm_gain(total: Tensor, training: bool, running_var: Any, weight: Any, eps: float = 1e-5) -> float:
+    """:func:`gain_of_a_norm` per channel, of statistics of the batch or of given ones."""
+    if training:
+        return gain_of_a_norm(total.transpose(0, 1).flatten(1), eps, weight)
+    return 4 * _largest((running_var.detach().double() + eps).rsqrt()) * _largest(weight)
+
+
+def _batch_norm_terms(sample: Sample) -> tuple[float, float]:
+    x, residual = sample.args[0], sample.get("residual")
+    training, total = bool(sample.get(5)), x if residual is None else x + residual
+    return 0.0, batch_norm_gain(total, training, sample.get(2), sample.get(3))
+
+
 def _sum_bytes(sample: Sample) -> int:
     return sample.args[0].numel() * sample.args[0].element_size() if sample.get("residual") is not None else 0
 
@@ -341,10 +384,20 @@ register(
             _group_norm_workload("residual [4, 256, 32, 32]", 4, 256, 32, 32, residual=True),
             _group_norm_workload("small [2, 64, 8, 8]", 2, 64, 8, 8),
         ),
+        gpu_workloads=(
+            _group_norm_workload("beyond the cache [16, 256, 128, 128]", 16, 256, 128, 128),
+            _group_norm_workload(
+                "beyond the cache, channels_last [16, 256, 128, 128]", 16, 256, 128, 128, channels_last=True
+            ),
+            _group_norm_workload(
+                "VAE decoder's last stage, channels_last [1, 128, 1024, 1024]", 1, 128, 1024, 1024, channels_last=True
+            ),
+        ),
         bytes_moved=_bytes,
         flops=_flops(12, 30),
         modules=("GroupNormAct",),
         kept_bytes=lambda s: 2 * 8 * s.args[0].shape[0] * s.args[1] + _sum_bytes(s),
+        magnitude=_group_norm_terms,
         pointwise=False,
     )
 )
@@ -369,10 +422,12 @@ register(
             _batch_norm_workload("critic [64, 512, 4, 4]", 64, 512, 4, 4, activation="leaky_relu"),
             _batch_norm_workload("small [8, 32, 8, 8]", 8, 32, 8, 8),
         ),
+        gpu_workloads=(_batch_norm_workload("beyond the cache [16, 256, 128, 128]", 16, 256, 128, 128),),
         bytes_moved=_bytes,
         flops=_flops(8, 14),
         modules=("BatchNormAct",),
         kept_bytes=lambda s: 2 * 8 * s.args[0].shape[1] + _sum_bytes(s),
+        magnitude=_batch_norm_terms,
         pointwise=False,
     )
 )
@@ -394,6 +449,7 @@ register(
             _bias_act_workload("StyleGAN2 block, channels_last", 8, 256, 64, 64, channels_last=True),
             _bias_act_workload("mapping network [64, 512]", 64, 512),
         ),
+        gpu_workloads=(_bias_act_workload("beyond the cache [16, 256, 128, 128]", 16, 256, 128, 128),),
         bytes_moved=_bytes,
         flops=_flops(4, 5),
         modules=("BiasAct",),

@@ -312,7 +312,9 @@ def _bad_discretized_logistic_nll() -> Iterator[BadCall]:
 # Workloads and what an ideal kernel would do on them.
 
 
-def _workloads(name: str, scale: str = "", fixed: str = "", center: float = 0.0) -> tuple[Workload, ...]:
+def _workloads(
+    name: str, scale: str = "", fixed: str = "", center: float = 0.0, *, on_gpu: bool = False
+) -> tuple[Workload, ...]:
     to_target = _TARGETS.get(name, lambda x: x)
 
     def workload(label: str, *shape: int, form: str = "") -> Workload:
@@ -329,6 +331,10 @@ def _workloads(name: str, scale: str = "", fixed: str = "", center: float = 0.0)
 
         return Workload(label, make)
 
+    if on_gpu:
+        form = "packed" if scale else ""
+        label = "beyond the cache [1024, 3, 128, 128]"
+        return (workload(f"{label}, packed" if scale else label, 1024, 3, 128, 128, form=form),)
     if not scale:
         return (
             workload("images [256, 3, 64, 64]", 256, 3, 64, 64),
@@ -387,6 +393,7 @@ def _register(
             samples=_scaled_samples(name, *scale) if scale else _samples(name),
             bad_calls=bad_calls,
             workloads=_workloads(name, *(scale or ())),
+            gpu_workloads=_workloads(name, *(scale or ()), on_gpu=True),
             bytes_moved=_bytes(*differentiable),
             flops=_flops(*flops),
             modules=("ReconstructionLoss",),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genmod import ops
 from genmod.registry import BadCall, OpSpec, Sample, Workload, register
+from genmod.specs.norm_act import batch_norm_gain
 
 
 def _draw(device: torch.device, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
@@ -135,6 +136,13 @@ def _upsample_flops(sample: Sample, backward: bool) -> int:
     return _upsampled_elements(sample) // 4 * taps * 2 * (2 if backward else 1)
 
 
+def _upsample_terms(sample: Sample) -> tuple[float, float]:
+    """Gradients are sums of products of x or the weight and a slope, which a saturating activation has as the
+    difference of 1 and nearly 1."""
+    finite = [t.detach()[t.detach().isfinite()].abs() for t in sample.args[:2]]
+    return 0.0, 4 * max((t.max().item() for t in finite if t.numel()), default=0.0)
+
+
 register(
     OpSpec(
         name="upsample_conv2d",
@@ -155,10 +163,16 @@ register(
             _upsample_workload("to pixels [16, 64, 32, 32] to 3", (16, 64, 32, 32), 3),
             _upsample_workload("small [1, 64, 8, 8] to 32", (1, 64, 8, 8), 32),
         ),
+        gpu_workloads=(
+            _upsample_workload(
+                "AutoencoderKL at 1024, channels_last [1, 512, 256, 256] to 512", (1, 512, 256, 256), 512, True
+            ),
+        ),
         bytes_moved=_upsample_bytes,
         flops=_upsample_flops,
         modules=("UpsampleConv2d",),
         kept_bytes=lambda sample: 64 + _kept_for_activation(sample),
+        magnitude=_upsample_terms,
         pointwise=False,
         reordering=4.0,
         any_threads=False,
@@ -273,11 +287,24 @@ def _transposed_flops(sample: Sample, backward: bool) -> int:
     return _doubled_elements(sample) * sample.args[0].shape[1] * 4 * 2 * (2 if backward else 1)
 
 
+def _geometry(sample: Sample) -> Any:
+    options = {"stride": 2, "padding": 1, "output_padding": 0, "groups": 1}
+    return {name: sample.kwargs.get(name, default) for name, default in options.items()}
+
+
+def _transposed_terms(sample: Sample) -> tuple[float, float]:
+    """Gradients are sums, over the image for a weight, of what a norm may take back entirely."""
+    x, weight, bias = (None if t is None else t.detach().double() for t in (*sample.args[:2], sample.get("bias")))
+    image = F.conv_transpose2d(x, weight, bias, **_geometry(sample))
+    gain = batch_norm_gain(image, bool(sample.get(6)), sample.get(3), sample.get(4))
+    finite = [t[t.isfinite()].abs() for t in (x, weight)]
+    largest = max((t.max().item() for t in finite if t.numel()), default=0.0)
+    return 0.0, gain * max(1.0, largest) * max(1, image.numel() // image.shape[1]) ** 0.5
+
+
 def _kept_by_batch_norm(sample: Sample) -> int:
     x, weight = sample.args[:2]
-    options = {"stride": 2, "padding": 1, "output_padding": 0, "groups": 1}
-    geometry: Any = {name: sample.kwargs.get(name, default) for name, default in options.items()}
-    y = F.conv_transpose2d(x.to("meta"), weight.to("meta"), **geometry)
+    y = F.conv_transpose2d(x.to("meta"), weight.to("meta"), **_geometry(sample))
     return 64 + y.numel() * y.element_size() + 2 * 8 * y.shape[1]
 
 
@@ -302,6 +329,7 @@ register(
         flops=_transposed_flops,
         modules=("ConvTransposeBlock",),
         kept_bytes=_kept_by_batch_norm,
+        magnitude=_transposed_terms,
         pointwise=False,
         reordering=4.0,
         any_threads=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +24,21 @@ def encode(model: Any, x: Tensor, return_dict: bool) -> Any:
     return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
 
+class _Lazily:
+    """`functools.cached_property`, but for the lock that Python 3.10 and 3.11 put around it: torch.compile cannot enter
+    a lock, and would break the graph."""
+
+    def __init__(self, compute: Callable[[Any], Tensor]) -> None:
+        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        value = self.compute(instance)
+        setattr(instance, self.name, value)  # found in front of this descriptor from now on
+        return value
+
+
 class Posterior(DiagonalGaussianDistribution):
     """`DiagonalGaussianDistribution` with its values, that computes none of them before it is asked.
 
@@ -33,22 +48,22 @@ class Posterior(DiagonalGaussianDistribution):
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
         self.parameters, self.deterministic = parameters, deterministic
 
-    @functools.cached_property
+    @_Lazily
     def mean(self) -> Tensor:  # type: ignore[override]
         """Mean."""
         return self.parameters.chunk(2, dim=1)[0]
 
-    @functools.cached_property
+    @_Lazily
     def logvar(self) -> Tensor:  # type: ignore[override]
         """Log-variance, clamped to [-30, 20]."""
         return self.parameters.chunk(2, dim=1)[1].clamp(-30.0, 20.0)
 
-    @functools.cached_property
+    @_Lazily
     def std(self) -> Tensor:  # type: ignore[override]
         """Standard deviation; zero if deterministic."""
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
 
-    @functools.cached_property
+    @_Lazily
     def var(self) -> Tensor:  # type: ignore[override]
         """Variance; zero if deterministic."""
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)

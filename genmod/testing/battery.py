@@ -87,9 +87,8 @@ def accuracy(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
             if o.numel() == 0:
                 continue
             bound = 2 * (e - o).abs().max() + _SLACK[dtype] * torch.finfo(ours[i].dtype).eps * o.abs().clamp(min=1e-3)
-            bound = bound + torch.finfo(ours[i].dtype).eps * magnitudes[i]
             summed_in = torch.float64 if dtype == torch.float64 else torch.float32
-            bound = bound + spec.reordering * torch.finfo(summed_in).eps * o.abs().max()
+            bound = bound + torch.finfo(summed_in).eps * (magnitudes[i] + spec.reordering * o.abs().max())
             if dtype == torch.float64:
                 bound = bound + 64 * torch.finfo(dtype).eps * max(1.0, o.abs().max().item())
             error = (t - o).abs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -307,7 +308,14 @@ def clusters() -> torch.Tensor:
     return torch.cat([normal(30, 5) * 0.1 + 4, normal(30, 5, seed=1) * 0.1 - 4])
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne"])
+# The real umap-learn is optional; its first call compiles for some twenty seconds.
+UMAP = pytest.param(
+    "umap",
+    marks=[pytest.mark.slow, pytest.mark.skipif(not find_spec("umap"), reason="umap-learn is not installed")],
+)
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne", UMAP])
 def test_maps_keep_clusters_apart(method):
     points = latent.project(clusters(), method=method)
     assert points.shape == (60, 2) and points.dtype == torch.float32
@@ -318,14 +326,20 @@ def test_maps_keep_clusters_apart(method):
     assert method in latent.methods()
 
 
-def test_maps_of_one_dimension_and_of_few_codes():
+def test_a_map_of_one_dimension():
     line = latent.project(torch.arange(4.0)[:, None])
     assert line[:, 1].tolist() == [0.0] * 4 and line[:, 0].abs().tolist() == [1.5, 0.5, 0.5, 1.5]
-    assert latent.project(normal(4, 2), method="tsne").shape == (4, 2)
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne", UMAP])
+@pytest.mark.parametrize("shape", [(3, 2), (4, 2), (6, 1)], ids=str)
+def test_maps_of_few_codes(method, shape):
+    points = latent.project(normal(*shape), method=method)
+    assert points.shape == (shape[0], 2) and bool(points.isfinite().all())
 
 
 def test_umap_gets_its_seed_and_neighbours(monkeypatch):
-    """With a stand-in: the first call of the real one compiles for a minute."""
+    """With a stand-in, which says what it was told."""
     seen = {}
 
     class UMAP:
@@ -337,7 +351,7 @@ def test_umap_gets_its_seed_and_neighbours(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
     points = latent.project(clusters(), method="umap", seed=7, perplexity=5)
-    assert torch.equal(points, clusters()[:, :2]) and seen == {"n_neighbors": 5, "random_state": 7}
+    assert torch.equal(points, clusters()[:, :2]) and seen["n_neighbors"] == 5 and seen["random_state"] == 7
 
 
 def test_umap_or_how_to_get_it(monkeypatch):

@@ -13,10 +13,20 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 import genmod
-from genmod import _native, nn, ops
+from genmod import _native, backends, nn, ops
+from genmod.reference import aggregate as reference
 from genmod.specs.aggregate import eager_mmd, eager_total_correlation
 
 NATIVE = pytest.mark.skipif(not _native.loaded, reason=f"no C++ kernels: {_native.reason}")
+
+AVAILABLE = {s.name: s for s in backends.status() if s.name != "cuda"}
+every_backend = pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(not s.available, reason=f"{name}: {s.reason}"))
+        for name, s in AVAILABLE.items()
+    ],
+)
 
 
 def posteriors(batch: int, dims: int, seed: int = 0, dtype: torch.dtype = torch.double) -> tuple[Tensor, ...]:
@@ -73,8 +83,8 @@ def test_stratified_weights_are_unbiased():
                 mean[place] = 0.0
                 z = torch.zeros(1, 1, dtype=torch.double)
                 logvar = torch.full_like(mean, -math.log(2 * math.pi))
-                logs = torch.ops.genmod.total_correlation(z, mean, logvar, size, "mss", 0)[3]
-                weights[n] += 2 ** logs[0, -1] / (batch - 1)  # the log is relative to the weight 1/M of most pairs
+                top, inverse = torch.ops.genmod.total_correlation(z, mean, logvar, size, "mss", 0)[3][:, 0, -1]
+                weights[n] += 2**top / inverse / (batch - 1)  # the sum is relative to the weight 1/M of most pairs
         torch.testing.assert_close(weights / len(others), torch.full_like(weights, 1 / size), rtol=1e-9, atol=0)
 
 
@@ -116,6 +126,36 @@ def test_far_samples_and_narrow_posteriors_stay_finite(dtype):
     expected = eager_total_correlation(*oracle, dataset_size=10**6)
     for t, e in zip((*terms, *found), (*expected, *torch.autograd.grad(sum(expected), oracle))):
         torch.testing.assert_close(t.double(), e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
+
+
+@every_backend
+@pytest.mark.parametrize("estimator", ["mss", "mws"])
+@pytest.mark.parametrize("distance", [1e3, 1e6])
+def test_gradients_a_million_standard_deviations_out(backend, estimator, distance):
+    """The rounding of a log-density in float32, at 1e12 some 6e4, is far more than what makes one term of a sum larger
+    than the others: a weight made with a log of the sum overflowed."""
+    z, mean, logvar = posteriors(9, 6, dtype=torch.float32)
+    z = distance * (z + 1)
+
+    def results(dtype, backend):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (z, mean, logvar)]
+        with genmod.backend(backend):
+            terms = ops.total_correlation(*inputs, dataset_size=10**6, estimator=estimator)
+            found = torch.autograd.grad(sum(w * t for w, t in zip((1, 6, 2), terms)), inputs)
+        return [t.detach().double() for t in (*terms, *found)]
+
+    for t, e in zip(results(torch.float32, backend), results(torch.double, "reference")):
+        torch.testing.assert_close(t, e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
+
+
+@every_backend
+def test_double_precision_has_its_own_range(backend):
+    """A log-density of -1e60 is a number there."""
+    z, mean = (torch.tensor([[a], [b]], dtype=torch.double) for a, b in ((-1e30, -1.4e30), (1.5e30, -2.9e29)))
+    with genmod.backend(backend):
+        terms = ops.total_correlation(z, mean, torch.zeros_like(z), dataset_size=2)
+    expected = eager_total_correlation(z, mean, torch.zeros_like(z), dataset_size=2)
+    torch.testing.assert_close(terms, expected, rtol=1e-12, atol=1e-12 * 1e60)
 
 
 def test_second_derivatives_of_a_penalty():
@@ -165,6 +205,42 @@ def test_memory_is_that_of_the_latents(op):
         torch.autograd.grad(outputs[1] if isinstance(outputs, tuple) else outputs, inputs)
 
     assert peak_bytes(step, torch.device("cpu")) < 40 * z.numel() * 4
+
+
+@pytest.mark.parametrize("op", ["total_correlation", "mmd"])
+def test_memory_of_second_derivatives(op):
+    """A few chunks of rows at a time: one batch x batch x latent tensor would be twice the bound, and autograd used to
+    keep a dozen."""
+    from genmod.measure import peak_bytes
+
+    inputs = [t.requires_grad_() for t in posteriors(1536, 16, dtype=torch.float32)][: 3 if op[0] == "t" else 2]
+    options = {"dataset_size": 10**5} if op == "total_correlation" else {}
+
+    def step():
+        outputs = getattr(ops, op)(*inputs, **options)
+        grads = torch.autograd.grad(outputs[1] if isinstance(outputs, tuple) else outputs, inputs, create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in grads), inputs)
+
+    assert peak_bytes(step, torch.device("cpu")) < 1536 * 1536 * 16 * 4 / 2
+
+
+def test_derivatives_do_not_depend_on_the_chunks(monkeypatch):
+    """Second derivatives, and third ones, which go through the second ones' graph."""
+    inputs = [t.requires_grad_() for t in posteriors(9, 3)]
+
+    def derivatives():
+        loss = sum(w * t for w, t in zip((1, 6, 2), ops.total_correlation(*inputs, dataset_size=50)))
+        loss = loss + ops.mmd(*inputs[:2])
+        found = []
+        for _ in range(3):
+            grads = torch.autograd.grad(loss, inputs, create_graph=True)
+            loss = sum(g.square().sum() for g in grads)
+            found += grads
+        return found
+
+    whole = derivatives()
+    monkeypatch.setattr(reference, "_CHUNK", 2 * 9 * 3)
+    torch.testing.assert_close(derivatives(), whole)
 
 
 @pytest.mark.large
@@ -221,6 +297,26 @@ def test_distant_points_give_zero_not_nan():
         value = ops.mmd(x, y[:1], kernel=kernel, unbiased=False)
         assert value.isfinite()
         assert torch.autograd.grad(value, x)[0].isfinite().all()
+
+
+@every_backend
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_a_point_that_is_not_finite_shows(backend, kernel, unbiased):
+    """Also where its distance to itself, inf - inf, is the only one that is not a number, and does not count."""
+    x, y = torch.randn(5, 3), torch.randn(4, 3)
+    x[1, 2], y[3, 0] = float("inf"), -float("inf")
+    with genmod.backend(backend):
+        assert ops.mmd(x, y, kernel=kernel, unbiased=unbiased).isnan()
+
+
+@every_backend
+def test_gradients_of_what_is_not_given_are_empty(backend):
+    """Below the checks, a caller may ask for them; every backend has the shapes that the fake promises."""
+    x, y = torch.randn(5, 3), torch.randn(4, 3)
+    with genmod.backend(backend):
+        found = torch.ops.genmod.mmd_backward(torch.ones(()), x, y, None, None, 0, 0, "imq", [1.0], True, 15)
+    assert [tuple(g.shape) for g in found] == [(5, 3), (4, 3), (0,), (0,)]
 
 
 # DIP-VAE.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,30 @@ def test_bias_act_is_the_paper_s():
         torch.tensor([[-1.0, 1.0, 8.0]]), activation="leaky_relu", negative_slope=0.2, gain=2**0.5, clamp=2
     )
     torch.testing.assert_close(y, torch.tensor([[-0.2 * 2**0.5, 2**0.5, 2.0]]))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_weight_with_gaps(training):
+    """In a small call, where stock PyTorch is taken, whose gradient of [N, C] takes a weight with gaps as dense."""
+    x = torch.randn(4, 3, requires_grad=True)
+    weight, running = torch.randn(3, 2)[:, 0], (torch.randn(3), torch.rand(3) + 0.5)
+
+    def gradient(weight):
+        y = ops.batch_norm_act(x, *(t.clone() for t in running), weight, training=training, activation="silu")
+        return torch.autograd.grad(y.square().sum(), x)[0]
+
+    torch.testing.assert_close(gradient(weight), gradient(weight.contiguous()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_float32_modulation_of_half_precision(dtype, backend):
+    x, scale, shift = torch.randn(2, 4, 3, dtype=dtype), torch.randn(2, 4), torch.randn(2, 4)
+    with genmod.backend(backend):
+        y = ops.group_norm_act(x, 2, scale=scale, shift=shift)
+    assert y.dtype == dtype
+    exact = ops.group_norm_act(x.double(), 2, scale=scale.double(), shift=shift.double())
+    torch.testing.assert_close(y.double(), exact, rtol=2e-2, atol=2e-2)
 
 
 # Statistics.
@@ -206,6 +232,42 @@ def test_small_and_large_calls_agree(size):
             for g, e in zip(got, expected, strict=True):
                 loose = dtype is torch.bfloat16
                 torch.testing.assert_close(g, e, rtol=0.05 if loose else 1e-4, atol=0.1 if loose else 1e-4)
+
+
+@NATIVE
+def test_planes_of_few_pixels_take_stock_pytorch():
+    """In float32, whatever the number of elements for group norm, and up to a number for batch norm."""
+
+    def backend(op, *shape: int, dtype: torch.dtype = torch.float32) -> str:
+        return genmod.explain(
+            op, torch.empty(shape, dtype=dtype), *([4] if op is ops.group_norm_act else [None] * 2)
+        ).backend
+
+    group, batch = ops.group_norm_act, ops.batch_norm_act
+    assert (
+        backend(group, 256, 64, 8, 8) == backend(group, 512, 128, 1, 1) == backend(batch, 64, 64, 4, 4) == "reference"
+    )
+    assert backend(group, 64, 64, 9, 9) == backend(group, 64, 64, 8, 8, dtype=torch.bfloat16) == "cpp"
+    assert backend(batch, 512, 64, 4, 4) == backend(batch, 64, 128, 2, 2) == backend(batch, 8, 64, 16, 16) == "cpp"
+    with genmod.backend("cpp"):
+        assert backend(group, 256, 64, 8, 8) == "cpp"
+
+
+@pytest.mark.parametrize("pixels", [2, 4, 8])
+def test_planes_of_few_pixels_agree(pixels):
+    x, w, b = torch.randn(64, 64, pixels, pixels), torch.randn(64), torch.randn(64)
+    for call in (
+        lambda x: ops.group_norm_act(x, 4, w, b),
+        lambda x: ops.batch_norm_act(x, None, None, w, b, True),
+    ):
+        results = []
+        for forced in (None, "reference"):
+            leaf = x.clone().requires_grad_()
+            with genmod.backend(forced) if forced else contextlib.nullcontext():
+                y = call(leaf)
+                results.append((y, *torch.autograd.grad(y.square().sum(), leaf)))
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 # Modules.

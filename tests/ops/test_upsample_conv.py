@@ -74,6 +74,15 @@ def test_a_weight_in_another_memory_format_than_x():
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_weight_in_a_memory_format_of_its_own():
+    """In a small call, where stock PyTorch is taken, whose gradient of such a weight is an error."""
+    x = torch.randn(1, 2, 2, 2)
+    weight = torch.empty_strided((1, 2, 3, 3), (1, 1, 6, 2)).normal_().requires_grad_()
+    dense = weight.detach().contiguous().clone().requires_grad_()
+    found, expected = (torch.autograd.grad(ops.upsample_conv2d(x, w).square().sum(), w) for w in (weight, dense))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "gelu", "tanh", "sigmoid"])
 def test_activations_with_and_without_gradients(activation):
     x, w, b = drawn(2, 3, 4, 5), drawn(4, 3, 3, 3), drawn(4)

@@ -46,6 +46,19 @@ def test_a_wrong_op_is_noticed(monkeypatch: pytest.MonkeyPatch):
     assert outcome.failed and "float64 says" in outcome.failures[0]
 
 
+def test_a_wrong_norm_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    """The bound, which takes the sizes of terms that cancel into account, is not loose."""
+    goal = properties.target("group_norm_act")
+
+    def broken(x, groups, weight=None, bias=None, eps=1e-5, **options):
+        return ops.group_norm_act(x, groups, weight, bias, eps * 1.01, **options)
+
+    fields = {**vars(goal), "public": broken, "reference": ops.group_norm_act}
+    monkeypatch.setattr(properties, "target", lambda name: properties.Target(**fields))
+    outcome = properties.run("group_norm_act", 60, seed_=11)
+    assert outcome.failed and "float64 says" in outcome.failures[0]
+
+
 def test_malformed_arguments_are_the_same_again():
     given = [torch.ones(2, 3), None, "mean", 3, 0.5, True, [1.0, 2.0]]
     for number in range(200):

@@ -8,12 +8,13 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import genmod
 from genmod.swap.classes import is_swapped
+
+from .distributed import WRAPPERS, one_process  # noqa: F401  (a fixture)
 
 
 def model_and_stock(training: bool = False) -> tuple[nn.Sequential, nn.Sequential]:
@@ -154,25 +155,12 @@ def test_tracing_by_fx_gives_the_stock_graph():
     assert torch.equal(traced(images()), stock(images()))
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
-def test_distributed_wrappers(one_process, wrap: str):
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_distributed_wrappers(one_process: None, wrap: str):  # noqa: F811
     ours, stock = model_and_stock(training=True)
-    if wrap == "ddp":
-        wrapped = nn.parallel.DistributedDataParallel(ours)
-    else:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        wrapped = fully_shard(ours, mesh=init_device_mesh("cpu", (1,)))
-    optimiser, other = (torch.optim.SGD(m.parameters(), 0.1) for m in (wrapped, stock))
-    for model, optimiser in ((wrapped, optimiser), (stock, other)):  # noqa: B020
+    wrapped = WRAPPERS[wrap](ours)
+    for model in (wrapped, stock):
+        optimiser = torch.optim.SGD(model.parameters(), 0.1)
         model(images()).square().mean().backward()
         optimiser.step()
     close(wrapped(images()), stock(images()), 1e-3)

@@ -219,10 +219,26 @@ _R1_ALONE = _Race(_r1, lambda c, real, fake: penalties.r1(c, real, gamma=GAMMA).
 _STYLEGAN2 = _Race(_r1_step, _our_step("r1", engine="autograd"), stylegan2, engine="layers")
 _R3GAN = _Race(_r3gan_step, _our_step("r1+r2", loss="relativistic"), r3gan, engine="both")
 
+_R3GAN_256 = replace(_R3GAN, build=lambda conv, activation: r3gan(conv, activation, size=256), size=256)
+
+
+def _without_compile(contenders: Contenders) -> Contenders:
+    """torch.compile takes minutes for so deep a critic differentiated twice."""
+    return {name: call for name, call in contenders.items() if name != "compile"}
+
+
 STEPS = (
+    Step(
+        "critic_step",
+        "R3GAN critic [16, 3, 256, 256], relativistic, R1 + R2",
+        lambda device, dtype: _without_compile(_R3GAN_256.contenders(16, device, dtype)),
+        lambda device, dtype: replace(_R3GAN, build=_tiny(r3gan), size=16).contenders(2, device, dtype),
+        gpu=True,
+    ),
     _step("R1 alone", _R1_ALONE),
     _step("R1", _Race(_r1_step, _our_step("r1"))),
     _step("R1 + R2", _Race(_r1_r2_step, _our_step("r1+r2"))),
+    replace(_step("R1 + R2", _Race(_r1_r2_step, _our_step("r1+r2")), batch=64), gpu=True),
     _step("WGAN-GP", _Race(_wgan_gp_step, _our_wgan_gp_step)),
     _step("R1", _STYLEGAN2, "StyleGAN2-style critic", 16, replace(_STYLEGAN2, build=_tiny(stylegan2), size=16)),
     _step("relativistic, R1 + R2", _R3GAN, "R3GAN critic", 16, replace(_R3GAN, build=_tiny(r3gan), size=16)),

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from genmod import nn as gnn
-from genmod.bench.step import Contenders, Step, agree
+from genmod.bench.step import Contenders, Step, agree, alike, exactly
 from genmod.nn.decoder import Upsample
 
 #: A quarter of Stable Diffusion's widths, so that a CPU decodes an image in a fraction of a second.
 WIDTHS = (32, 64, 128, 128)
+FULL_WIDTHS = (128, 256, 512, 512)
 
 
 def dcgan64(upsample: str) -> nn.Sequential:
@@ -66,8 +67,8 @@ def _training(upsample: Upsample, batch: int, device: torch.device, dtype: torch
         "compile:channels_last": step(compiled_last, torch.channels_last),
         "genmod": step(ours),
     }
-    expected, found = contenders["eager"](), contenders["genmod"]()
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    with exactly():
+        alike(contenders["genmod"](), contenders["eager"]())
     agree(stock, contenders["eager"], ours, contenders["genmod"])
     return contenders
 
@@ -112,7 +113,8 @@ def _decoding(
         "compile": forward(torch.compile(stock)),
         "genmod": forward(ours),
     }
-    torch.testing.assert_close(contenders["genmod"](), contenders["eager"](), rtol=1e-3, atol=1e-4)
+    with exactly():
+        alike(contenders["genmod"](), contenders["eager"]())
     return contenders
 
 
@@ -198,11 +200,31 @@ def _decoder(model: str, latent_channels: int) -> tuple[Step, Step]:
     )  # fmt: skip
 
 
+def _on_gpu(model: str, latent_channels: int, size: int) -> Step:
+    return Step(
+        "decoder_step",
+        f"{model} VAE decoder, {size} x {size} pixels, forward in evaluation",
+        lambda device, dtype: _decoding(latent_channels, size // 8, FULL_WIDTHS, device, dtype),
+        lambda device, dtype: _decoding(latent_channels, 4, _NARROW, device, dtype),
+        gpu=True,
+    )
+
+
 STEPS = (
     _generator("transposed"),
     _generator("nearest"),
     *_decoder("SD", 4),
     *_decoder("FLUX", 16),
+    _on_gpu("SD", 4, 1024),
+    _on_gpu("FLUX", 16, 1024),
+    _on_gpu("SD", 4, 2048),
+    Step(
+        "decoder_step",
+        "SD VAE decoder, [8, 3, 256, 256], forward and backward",
+        lambda device, dtype: _decoder_training(4, 8, 32, FULL_WIDTHS, device, dtype),
+        lambda device, dtype: _decoder_training(4, 1, 4, _NARROW, device, dtype),
+        gpu=True,
+    ),
     Step(
         "decoder_step",
         "diffusers' ResnetBlock2D [4, 128, 32, 32], forward and backward",

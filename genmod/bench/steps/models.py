@@ -18,11 +18,13 @@ BATCH = 64
 Backward = Callable[[Model, str, Tensor, dict[str, Tensor]], None]
 
 
-def _genmod(model: Model, phase: str, images: Tensor, draws: dict[str, Tensor]) -> None:
+def genmod_backward(model: Model, phase: str, images: Tensor, draws: dict[str, Tensor]) -> None:
+    """The model's own."""
     model.backward(phase, images, draws)
 
 
-def _stock(model: Model, phase: str, images: Tensor, draws: dict[str, Tensor]) -> None:
+def stock_backward(model: Model, phase: str, images: Tensor, draws: dict[str, Tensor]) -> None:
+    """The same as people write it, for a model of stock modules."""
     if isinstance(model, GAN):
         _stock_gan(model, phase, images, draws)
     else:
@@ -74,10 +76,10 @@ def _compile(model: Model) -> Model:
     return model
 
 
-def _step(model: Model, images: Tensor, backward: Backward) -> Callable[[], None]:
+def training_step(model: Model, images: Tensor, backward: Backward) -> Callable[[], None]:
+    """All phases of a step with their optimisers, on the same images and random numbers each time."""
     optimizers = {p: torch.optim.Adam(model.phase_parameters(p), 1e-5) for p in dict.fromkeys(model.phases)}
-    draws = {p: model.draw(p, len(images), torch.Generator().manual_seed(0)) for p in optimizers}
-    draws = {p: {name: t.to(images) for name, t in each.items()} for p, each in draws.items()}
+    draws = {phase: _draws(model, phase, images) for phase in optimizers}
 
     def step() -> None:
         for phase in model.phases:
@@ -88,24 +90,30 @@ def _step(model: Model, images: Tensor, backward: Backward) -> Callable[[], None
     return step
 
 
+def _draws(model: Model, phase: str, images: Tensor) -> dict[str, Tensor]:
+    """What a phase draws, where the images are and as exact; places and classes stay whole numbers."""
+    drawn = model.draw(phase, len(images), torch.Generator().manual_seed(0))
+    return {name: t.to(images) if t.is_floating_point() else t.to(images.device) for name, t in drawn.items()}
+
+
 def _contenders(make: Callable[[], Model], batch: int, device: torch.device, dtype: torch.dtype) -> Contenders:
     model = make().to(device, dtype)
     images = torch.rand(batch, *model.image_shape, device=device, dtype=dtype)
     plain: Any = stock(model)
-    _agree(model, plain, images)
+    agree(model, plain, images)
     return {
-        "eager": _step(plain, images, _stock),
-        "compile": _step(_compile(stock(model)), images, _stock),  # type: ignore[arg-type]
-        "genmod": _step(model, images, _genmod),
+        "eager": training_step(plain, images, stock_backward),
+        "compile": training_step(_compile(stock(model)), images, stock_backward),  # type: ignore[arg-type]
+        "genmod": training_step(model, images, genmod_backward),
     }
 
 
-def _agree(ours: Model, plain: Model, images: Tensor) -> None:
-    """No time is reported for a step with other gradients."""
+def agree(ours: Model, plain: Model, images: Tensor, backward: Backward = stock_backward) -> None:
+    """Raise AssertionError where the gradients are not the same: no time is reported for a step with other ones."""
     for phase in dict.fromkeys(ours.phases):
-        draws = {n: t.to(images) for n, t in ours.draw(phase, len(images), torch.Generator().manual_seed(0)).items()}
-        _genmod(ours, phase, images, draws)
-        _stock(plain, phase, images, draws)
+        draws = _draws(ours, phase, images)
+        genmod_backward(ours, phase, images, draws)
+        backward(plain, phase, images, draws)
         for mine, theirs in zip(ours.phase_parameters(phase), plain.phase_parameters(phase), strict=True):
             # In the large: an activation that rounding moves across a kink changes a whole pixel's gradient.
             assert mine.grad is not None and theirs.grad is not None
