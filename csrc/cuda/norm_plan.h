@@ -166,8 +166,8 @@ inline bool in_clusters(const NormShape& s, const NormDevice& d, int together, i
     lay_out(s, c);
     return c.bytes <= d.shared_of_block;
   }
-  // More blocks than a group needs, while processors would be idle and a block's share is worth it.
-  while (!forced && c.blocks < largest && s.units(together) * c.blocks < 2 * d.processors &&
+  // More blocks than a group needs, while twice as many still run at once, two to a processor, and a share is worth it.
+  while (!forced && c.blocks < largest && s.units(together) * c.blocks <= d.processors &&
          packs_of(s, c, c.share) * s.pack * s.itemsize >= (8 << 10))
     share_out(s, c, 2 * c.blocks);
   return true;
