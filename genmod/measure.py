@@ -144,6 +144,8 @@ def launches(call: Callable[[], Any], device: torch.device) -> int:
     return sum(_works(e) and not any(map(_works, _inside(e))) for e in events)
 
 
+#: Calls that a profile of shares is of.
+_PROFILED = 5
 #: Parts of the names of torch's operators that multiply: convolutions, matrix products, recurrent networks.
 _PRODUCTS = ("conv", "addmm", "::mm", "bmm", "addmv", "::mv", "rnn", "gru", "lstm")
 
@@ -158,7 +160,8 @@ def products_share(call: Callable[[], Any], device: torch.device) -> float:
     kinds = torch.profiler.ProfilerActivity
     activities = [kinds.CPU, *([kinds.CUDA] if device.type == "cuda" else [])]
     with _silent_stderr(), torch.profiler.profile(activities=activities) as profile:
-        call()
+        for _ in range(_PROFILED):
+            call()
         synchronize(device)
     times = {
         each.key: each.self_device_time_total if device.type == "cuda" else each.self_cpu_time_total

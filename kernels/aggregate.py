@@ -327,7 +327,7 @@ def total_correlation(
     tops, inverses = torch.empty_like(b.z), torch.empty_like(b.z)
     dims_block = _dims_block(b.dims)
     programs, blocks = _cut(b.rows, b.dims, 16, dims_block)
-    floor, sizes = -1e300 if b.z.dtype == torch.float64 else -1e38, {"ROWS": 16, "DIMS": dims_block}
+    floor, sizes = torch.finfo(b.z.dtype).min, {"ROWS": 16, "DIMS": dims_block}
     tensors = {"tops": tops, "inverses": inverses, "z": b.z, "centre": b.centre, "scale": b.scale, "offset": b.offset}
     launch(_marginals, programs, _WARPS, z, {**tensors, **b.shared, "blocks": blocks, "FLOOR": floor, **sizes})
     top, total, own = b.z.new_full((b.rows,), floor), b.z.new_zeros(b.rows), []

@@ -103,6 +103,10 @@ def remembering(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(launcher)
     def call(*inputs: Any) -> Any:
+        kind = next(v.device.type for v in inputs if isinstance(v, Tensor))
+        if torch.is_autocast_enabled(kind):  # operators would be cast anew, by whether it is on now
+            with torch.autocast(kind, enabled=False):
+                return call(*inputs)
         key = _description(inputs)
         if (tape := tapes.get(key)) is not None:
             return tape.run(inputs)

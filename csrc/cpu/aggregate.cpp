@@ -4,6 +4,8 @@
 #include "tile.h"
 #include "vector.h"
 
+#include <limits>
+
 namespace genmod {
 namespace GENMOD_ISA {
 namespace {
@@ -51,8 +53,8 @@ template <class A> static void posterior_tiles(const Posterior& p, int64_t first
 
 // --- Total correlation.
 
-// What a log-density counts as at least: short of -infinity, of which a difference is not a number.
-template <class A> constexpr A kFloor = A(sizeof(A) == 4 ? -1e38 : -1e300);
+// Where a maximum starts: short of -infinity, of which a difference is not a number.
+template <class A> constexpr A kFloor = std::numeric_limits<A>::lowest();
 
 // The sum of 2^x is 2^top * sum, with no x above `top`.
 template <class A> struct PowerSum {
@@ -68,7 +70,8 @@ template <class A> struct PowerSum {
 // Of the lanes of a running maximum and a running sum of 2^(x - maximum).
 template <class A> static PowerSum<A> finish(Vector<A> top, Vector<A> sum) {
   const A highest = max_lanes<A>(top);
-  return {highest, (double)sum_lanes<A>(sum * exp2_term(top - highest))};
+  const double total = (double)sum_lanes<A>(sum * exp2_term(top - highest));
+  return {highest, highest == kFloor<A> && total == total ? 0. : total};  // a term counts as 2^-80 at least, but of zeros
 }
 
 template <class A> static PowerSum<A> power_sum(const A* x, int64_t n) {

@@ -17,9 +17,9 @@ namespace genmod {
 namespace {
 
 // Parameters and statistics are short: plain loops here, and the dispatcher's conversion for half precision only.
-std::vector<double> in_double(const std::optional<Tensor>& t, int64_t count) {
+std::vector<double> in_double(const std::optional<Tensor>& t, const std::vector<int64_t>& sizes) {
   if (!t) return {};
-  STD_TORCH_CHECK(t->numel() == count, "genmod: expected parameters and statistics of ", count, " numbers, got one of ", t->numel());
+  STD_TORCH_CHECK(has_sizes(*t, sizes), "genmod: expected a parameter or statistic of rank ", sizes.size(), ", one number per channel or group (and sample), got one of rank ", t->dim(), " and ", t->numel(), " numbers");
   const ScalarType type = t->scalar_type();
   const bool full = type == ScalarType::Float || type == ScalarType::Double;
   const Tensor dense = densified(full ? *t : torch::stable::to(*t, ScalarType::Float), MemoryFormat::Contiguous);
@@ -120,7 +120,7 @@ void through_blocks(const NormCut& cut, int64_t numel, First&& first, Finish&& f
 }
 
 NormParameters parameters(const NormInput& in, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& scale = std::nullopt, const std::optional<Tensor>& shift = std::nullopt) {
-  const int64_t channels = in.cut.channels, each = in.sizes[0] * channels;
+  const std::vector<int64_t> channels{in.cut.channels}, each{in.sizes[0], in.cut.channels};
   return {in_double(weight, channels), in_double(bias, channels), in_double(scale, each), in_double(shift, each)};
 }
 
@@ -264,7 +264,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backward(const
                                                                            double negative_slope, int64_t wanted) {
   const NormInput in(x, Over::group, num_groups);
   const NormParameters given = parameters(in, weight, bias, scale, shift);
-  const int64_t statistics = in.sizes[0] * num_groups;
+  const std::vector<int64_t> statistics{in.sizes[0], num_groups};
   const std::vector<double> means = in_double(mean, statistics), rstds = in_double(rstd, statistics);
   const int64_t together = in.cut.statistic_channels;
   NormCoefficients k(in.cut);
@@ -289,7 +289,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x, const
     return {f.y, f.sum, from_double(f.mean, {in.cut.channels}, x, in.wide()), from_double(f.variance, {in.cut.channels}, x, in.wide())};
   }
   STD_TORCH_CHECK(running_mean && running_var, "genmod: evaluation uses the running statistics");
-  const std::vector<double> mean = in_double(running_mean, in.cut.channels), var = in_double(running_var, in.cut.channels);
+  const std::vector<double> mean = in_double(running_mean, {in.cut.channels}), var = in_double(running_var, {in.cut.channels});
   Forward f = forward(in, residual, parameters(in, weight, bias), &mean, &var, eps, activation, negative_slope);
   return {f.y, f.sum, empty({0}, x, in.wide()), empty({0}, x, in.wide())};
 }
@@ -299,7 +299,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, c
                                                            const std::string& activation, double negative_slope, int64_t wanted) {
   const NormInput in(x, training ? Over::batch : Over::nothing, 1);
   const NormParameters given = parameters(in, weight, bias);
-  const std::vector<double> means = in_double(mean, in.cut.channels), rstds = rstd_of(in_double(var, in.cut.channels), eps);
+  const std::vector<double> means = in_double(mean, {in.cut.channels}), rstds = rstd_of(in_double(var, {in.cut.channels}), eps);
   NormCoefficients k(in.cut);
   NormBackward p{};
   set_shared(p, in, k, activation, negative_slope);

@@ -16,7 +16,7 @@ h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ddd; 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
-th.left, td.left { text-align: left; white-space: normal; }
+th.left, td.left, td.wide { text-align: left; white-space: normal; } td.wide { min-width: 14rem; }
 thead th { border-bottom: 2px solid #999; }
 figure { margin: 1.5rem 0; } svg { max-width: 100%; height: auto; }
 .where, footer { color: #666; font-size: 13px; }
@@ -56,6 +56,7 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     columns = list(columns)
     kinds = [' class="left"' if c in (*report.LEFT, "shape", "verdict") else "" for c in columns]
     head = "".join(f"<th{k}>{escaping.escape(c)}</th>" for k, c in zip(kinds, columns))
+    kinds = [' class="wide"' if c == "workload" else k for c, k in zip(columns, kinds)]
     body = "".join(
         f"<tr>{''.join(f'<td{k}>{escaping.escape(cell)}</td>' for k, cell in zip(kinds, cells))}</tr>" for cells in rows
     )

@@ -12,7 +12,14 @@ from genmod.recipes import need
 
 Result = dict[str, Any]
 
-_COLOURS = {"eager": "#9a9a9a", "compile": "#3b6fb6", "compile:max-autotune": "#7fa6d9", "genmod": "#d1495b"}
+_COLOURS = {
+    "eager": "#9a9a9a",
+    "eager:channels_last": "#cfcfcf",
+    "compile": "#3b6fb6",
+    "compile:max-autotune": "#7fa6d9",
+    "compile:channels_last": "#b3cbe8",
+    "genmod": "#d1495b",
+}
 _PEER = "#5b8c5a"
 
 
@@ -86,10 +93,20 @@ def ratios(result: Result) -> Any:
     axes.set_yticks([t for t, _ in ticks], [name for _, name in ticks], fontsize=7)
     axes.set_ylim(-1, y)
     axes.set_xlabel("time / genmod's time (right of 1: genmod is faster)")
-    axes.xaxis.set_major_formatter(need("matplotlib.ticker").FormatStrFormatter("%g"))
+    _plain_ticks(axes)
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper right", ncols=4, fontsize=8, frameon=False)
     return figure
+
+
+def _plain_ticks(axes: Any) -> None:
+    """Few numbers along a logarithmic axis, without powers of ten, however short it is."""
+    ticker = need("matplotlib.ticker")
+    low, high = axes.get_xlim()
+    short = high < 8 * low
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6) if short else ticker.LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
 
 
 def roofline(result: Result) -> Any:

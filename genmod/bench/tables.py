@@ -10,6 +10,7 @@ A table stands between two comments. The first says what it is of:
 
 `short`, `full` or `losses` is the form; each line names a file of benchmarks/results/, or several by a pattern, and
 texts that op, mode and workload must contain (op: be). `full` also writes where and when its one file was measured.
+`recipes` and `pretext` are of one file of training runs, and say what these reach.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from genmod.bench import measurements, report
-from genmod.recipes import RecipeError
+from genmod.recipes import RecipeError, pretext_results
+from genmod.recipes import results as recipe_results
 
 RESULTS = Path("benchmarks") / "results"
 _BLOCK = re.compile(r"(<!-- measured: (\w+)\n(.*?)-->\n)(.*?)(<!-- /measured -->)", re.DOTALL)
 _FILTERS = ("op", "mode", "workload")
+_OF_RUNS = {"recipes": recipe_results.table, "pretext": pretext_results.table}
 
 
 def main(root: Path, *, check: bool = False) -> int:
@@ -58,6 +61,8 @@ def filled(text: str, results: Path) -> str:
 
 
 def _table(form: str, lines: str, results: Path) -> str:
+    if form in _OF_RUNS:
+        return _OF_RUNS[form](json.loads((results / lines.strip()).read_text(encoding="utf-8"))["runs"])
     rows: list[tuple[report.Row, report.Result]] = []
     for line in filter(None, (line.strip() for line in lines.splitlines())):
         found = list(_selected(line, results))
@@ -69,7 +74,7 @@ def _table(form: str, lines: str, results: Path) -> str:
     if form == "losses":
         return report.losses(rows)
     if form != "full":
-        raise RecipeError(f"measured: got {form!r}, expected short, full or losses")
+        raise RecipeError(f"measured: got {form!r}, expected short, full, losses, recipes or pretext")
     result = rows[0][1]
     if any(r is not result for _, r in rows):
         raise RecipeError("a full table is of one file")

@@ -42,9 +42,11 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # A reduce-scatter would send half as much, and not every backend of torch.distributed has it.
-        total = _Sum.apply(grad, ctx.group)
-        return total.narrow(0, dist.get_rank(ctx.group) * ctx.rows, ctx.rows), None
+        # A reduce-scatter would send half as much, and not every backend of torch.distributed has it. Half precision is
+        # summed in float32 and rounded once, not once per process.
+        wide = grad.float() if grad.dtype in (torch.bfloat16, torch.float16) else grad
+        total = _Sum.apply(wide, ctx.group)
+        return total.narrow(0, dist.get_rank(ctx.group) * ctx.rows, ctx.rows).to(grad.dtype), None
 
 
 def sum_over(t: Tensor, group: dist.ProcessGroup) -> Tensor:

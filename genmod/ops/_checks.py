@@ -39,6 +39,11 @@ def like(name: str, value: Any, other_name: str, other: Tensor, shape: Any) -> N
 def matching(name: str, value: Any, other_name: str, other: Tensor) -> None:
     """A tensor of the dtype and device of another one."""
     tensor(name, value)
+    same_kind(name, value, other_name, other)
+
+
+def same_kind(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """What is known to be a tensor has the dtype and device of another one."""
     if value.dtype != other.dtype:
         raise TypeError(f"{name}: got dtype {value.dtype}, expected {other.dtype}, as {other_name} has")
     if value.device != other.device:
@@ -90,7 +95,7 @@ def _on_device_of(name: str, value: Tensor, other_name: str, other: Tensor) -> N
 def parameter(name: str, value: Any, x: Tensor, shape: tuple[int, ...]) -> None:
     """A tensor of the given shape on the device of `x`, in the dtype of `x` or, for half precision, in float32."""
     tensor(name, value)
-    if tuple(value.shape) != shape:
+    if value.shape != shape:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {shape} for x of shape {tuple(x.shape)}")
     if value.dtype != x.dtype and not (value.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
         or_float32 = " or torch.float32" if x.dtype in (torch.bfloat16, torch.float16) else ""

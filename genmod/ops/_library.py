@@ -35,6 +35,21 @@ def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"genmod::{op}", fake, lib=LIBRARY)
 
 
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`function.apply` for a function without `setup_context`. What torch does around that in Python, for each argument
+    and in case there is one, takes longer than a small kernel."""
+    # The method in C that torch's own ends in.
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    unwrap = torch._C._functorch.unwrap_if_dead
+
+    def call(*inputs: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*inputs)
+        return apply(*[unwrap(i) if isinstance(i, Tensor) else i for i in inputs])
+
+    return call
+
+
 def differentiate(
     op: str,
     save: Callable[..., None],
@@ -77,12 +92,15 @@ def differentiate(
             return backward(ctx, *grads)
 
     Function.__name__ = Function.__qualname__ = f"genmod_{op}"
+    apply = apply_of(Function)
 
     def kernel(*inputs: Any) -> Any:
         try:
             gate.enter()
-            if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in inputs):
-                return Function.apply(*inputs)
+            if torch.is_grad_enabled():
+                for i in inputs:
+                    if isinstance(i, Tensor) and i.requires_grad:
+                        return apply(*inputs)
             with below_autograd():
                 return overload(*inputs)
         finally:

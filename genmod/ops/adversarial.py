@@ -190,7 +190,8 @@ def _average(name: str, value: Any, real: Tensor) -> Tensor:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected a tensor of one element")
     if value.device != real.device:
         raise ValueError(f"{name}: got a tensor on {value.device}, expected {real.device}, where real is")
-    return value.reshape(()).to(_loss_dtype(real))
+    dtype = _loss_dtype(real)
+    return value if value.dim() == 0 and value.dtype == dtype else value.reshape(()).to(dtype)
 
 
 def _run(

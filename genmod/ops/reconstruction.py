@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genmod import backends, layout
 from genmod.ops import _checks
-from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.ops._library import apply_of, define, differentiate, differentiate_backward
 from genmod.ops._reductions import REDUCTIONS, Reduction, empty_loss, mean_over_batch
 from genmod.reference import reconstruction as reference
 
@@ -330,7 +330,7 @@ def _loss(
     if _needs_plain_autograd(target, factor):
         loss = reference.reconstruction(*inputs)
     elif _in_one_pass(output, log_scale, inner):
-        loss = _WithGradient.apply(*inputs)
+        loss = _with_gradient(*inputs)
     else:
         loss = _reconstruction(*inputs)
     if reduction == "per_dim":
@@ -534,6 +534,8 @@ class _WithGradient(torch.autograd.Function):
             *(None,) * 7,
         )
 
+
+_with_gradient = apply_of(_WithGradient)
 
 for _public in (bernoulli_nll, gaussian_nll, laplace_nll, discretized_logistic_nll, mse, l1):
     _name = _public.__name__

@@ -189,7 +189,7 @@ def _stock_is_faster(x: Tensor, weight: Tensor, groups: int) -> bool:
     wide = x.dtype in (torch.float32, torch.float64)
     if x.device.type != "cpu" or not wide or torch.compiler.is_compiling() or backends.forced() is not None:
         return False
-    channels_last = layout.memory_format_of(x) is torch.channels_last
+    channels_last = not x.is_contiguous() and layout.memory_format_of(x) is torch.channels_last
     if groups > 1 and weight.shape[1] <= (16 if channels_last else 1):
         return True
     products = x.shape[0] * x.shape[2] * x.shape[3] * weight.shape[0] * weight.shape[1]  # of one tap
@@ -238,7 +238,7 @@ def _check_bias(bias: Any, x: Tensor, outputs: int) -> None:
     _checks.tensor("bias", bias)
     if bias.shape != (outputs,):
         raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected ({outputs},), the output channels")
-    _checks.like("bias", bias, "x", x, bias.shape)
+    _checks.same_kind("bias", bias, "x", x)
 
 
 def _check_upsample(x: Any, weight: Any, bias: Any, groups: Any) -> None:
@@ -252,7 +252,7 @@ def _check_upsample(x: Any, weight: Any, bias: Any, groups: Any) -> None:
             f"for the {channels} channels of x in {groups} group(s)"
         )
     outputs = weight.shape[0]
-    _checks.like("weight", weight, "x", x, weight.shape)
+    _checks.same_kind("weight", weight, "x", x)
     _checks.divisor("groups", groups, f"the {outputs} output channels of weight", outputs)
     _check_bias(bias, x, outputs)
     _checks.fits("x", x, (x.shape[0], outputs, 2 * x.shape[2], 2 * x.shape[3]))
@@ -277,7 +277,7 @@ def _check_transposed(
     _checks.tensor("weight", weight)
     if weight.dim() != 4 or weight.shape[0] != channels or weight.numel() == 0:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected [{channels}, Cout / {groups}, kH, kW]")
-    _checks.like("weight", weight, "x", x, weight.shape)
+    _checks.same_kind("weight", weight, "x", x)
     outputs = weight.shape[1] * groups
     _check_bias(bias, x, outputs)
     stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)

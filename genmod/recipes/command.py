@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise RecipeError(f"--out: cannot write to {path}: {error}") from error
     return path
+
+
+@contextlib.contextmanager
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Around what writes into a folder that there is: a full disk is one message, which says what is missing there."""
+    try:
+        yield
+    except OSError as error:
+        raise RecipeError(f"--out: cannot write {what} to {folder}: {error}") from error
 
 
 def save_picture(path: Path, draw: Callable[[Path], object]) -> None:

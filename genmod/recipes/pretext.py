@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genmod.pretext import PretextConfig, PretextModel, clips, tasks
+from genmod.pretext import Colorization, PretextConfig, PretextModel, clips, tasks
 from genmod.recipes import RecipeError, command, data, pictures
 from genmod.recipes.batches import CLIPS, seed_of
 from genmod.recipes.presets import stages_of
@@ -22,6 +22,7 @@ from genmod.recipes.train import add_training_arguments, config_of, facts, fit, 
 
 FRAMES = 8
 SCORED = 1000  # held-out samples at most
+FITTED = 2000  # samples at most that a task's options are fitted to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +54,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = next(result.model.parameters()).device
     score, chance = result.model.evaluate(test.to(device), torch.Generator(device).manual_seed(args.seed))
     found["measured"] = {f"held-out {model.task.metric}": score, "that of chance": chance}
-    pictures.save_losses(out / "losses.png", result.curve, f"{args.task} on {images.name}")
-    (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+    with command.writing("pictures and numbers", out):
+        pictures.save_losses(out / "losses.png", result.curve, f"{args.task} on {images.name}")
+        (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
     tell(console, found, out)
     return found
 
@@ -69,6 +71,11 @@ def samples(task: str, images: Tensor, seed: int) -> Tensor:
     return clips.pan(images, FRAMES, size // 2, generator=generator).frames
 
 
+def options(task: str, samples: Tensor) -> dict[str, Any]:
+    """What a task learns from the training samples before it starts: how rare each colour is, for its weight."""
+    return {} if task != "colorization" else {"prior": Colorization().fit(samples[:FITTED]).prior}
+
+
 def build(task: str, samples: Tensor) -> PretextModel:
     """The model for a task, tried on two samples before it costs anything.
 
@@ -77,8 +84,8 @@ def build(task: str, samples: Tensor) -> PretextModel:
     """
     size, channels = samples.shape[-1], samples.shape[-3]
     width = 32 if size <= 16 else 16
-    config = PretextConfig(task, {}, size, channels, FRAMES, width, stages_of(size))
     try:
+        config = PretextConfig(task, options(task, samples), size, channels, FRAMES, width, stages_of(size))
         model = PretextModel.from_config(config).eval()
         model.evaluate(samples[:2], torch.Generator().manual_seed(0))
     except (TypeError, ValueError) as error:

@@ -31,7 +31,7 @@ DRAWS = 10  # of what is asked about the held-out images, which are few: 179 dig
 COLUMNS = {
     "accuracy": ("accuracy", "{:.1%}"),
     "error": ("error", "{:.4f}"),
-    "chance": ("of chance", "{:.4g}"),
+    "chance": ("of chance", "{:.4f}"),
     "seconds": ("CPU seconds", "{:.0f}"),
     "data_share": ("fetching data", "{:.1%}"),
 }

@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     console.print(table)
     if args.out:
         command.make_folder(args.out.parent)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        with command.writing(args.out.name, args.out.parent):
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 

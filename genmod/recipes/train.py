@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = fit(model, images.train, config, args, out, console, f"{args.recipe} on {images.name}", fit_prior(images))
     if not command.is_main_process():
         return {}
-    with console.status("drawing and measuring"):
+    # The trained model is in its checkpoint by now, whatever happens to the pictures.
+    with console.status("drawing and measuring"), command.writing("pictures and numbers", out):
         found = facts(images, config, result)
         found["measured"] = _look(result, images, args, out)
         (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")

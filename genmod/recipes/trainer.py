@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def train(
         run = _Run(trainer, out, report, finish)
         run.begin(resume)
         try:
-            with Interrupts() as interrupts, _bar(run, console, title) as show, _logs(trainer):
+            with Interrupts() as interrupts, _bar(run, console, title) as show, _logs(run):
                 run.to_the_end(interrupts, show)
         finally:
             trainer.close()
@@ -121,6 +122,7 @@ class _Run:
         self.checkpoints = Checkpoints(out / "checkpoints") if out else None
         self.curve: dict[str, list[float]] = {phase: [] for phase in trainer.optimizers}
         self.first = 0
+        self.logging = True
 
     def begin(self, resume: bool) -> None:
         latest = self.checkpoints.latest() if self.checkpoints else None
@@ -244,13 +246,26 @@ class _Run:
         return {**facts, "images": f"{tuple(images.shape)}, checksum {checksum:08x}"}
 
     def _log(self, losses: dict[str, Losses]) -> None:
+        if not self.logging:
+            return
         trainer = self.trainer
         values = {f"loss/{phase}": self.curve[phase][-1] for phase in losses}
         for phase, each in losses.items():
             values |= {f"{phase}/{name}": float(part) for name, part in each.parts.items()}
         values["time/step"] = trainer.seconds / max(trainer.steps_done - self.first, 1)
         values["time/data share"] = trainer.data_seconds / trainer.seconds
-        trainer.accelerator.log(values, step=trainer.steps_done)
+        with self.without_logs():
+            trainer.accelerator.log(values, step=trainer.steps_done)
+
+    @contextlib.contextmanager
+    def without_logs(self) -> Iterator[None]:
+        """Around what writes logs: a full disk costs them, and the training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if self.logging:
+                self.report(f"warning: cannot write logs in {self.out}: {error}; training goes on without")
+            self.logging = False
 
 
 @contextlib.contextmanager
@@ -273,10 +288,22 @@ def _bar(run: _Run, console: Any, title: str) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def _logs(trainer: Trainer) -> Iterator[None]:
-    trainer.accelerator.init_trackers("")
+def _logs(run: _Run) -> Iterator[None]:
+    with run.without_logs():
+        run.trainer.accelerator.init_trackers("")
+    usual = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        # TensorBoard's writer is a thread, which tells what `without_logs` is told too.
+        known = type(args.thread).__module__.startswith("tensorboard") and issubclass(args.exc_type, OSError)
+        if not known:
+            usual(args)
+
+    threading.excepthook = hook
     try:
         yield
     finally:
-        for tracker in trainer.accelerator.trackers:
-            tracker.finish()
+        for tracker in run.trainer.accelerator.trackers:
+            with run.without_logs():
+                tracker.finish()
+        threading.excepthook = usual

@@ -294,7 +294,8 @@ def _geometry(sample: Sample) -> Any:
 
 def _transposed_terms(sample: Sample) -> tuple[float, float]:
     """Gradients are sums, over the image for a weight, of what a norm may take back entirely."""
-    x, weight, bias = (None if t is None else t.detach().double() for t in (*sample.args[:2], sample.get("bias")))
+    x, weight = (t.detach().double() for t in sample.args[:2])
+    bias = None if sample.get("bias") is None else sample.get("bias").detach().double()
     image = F.conv_transpose2d(x, weight, bias, **_geometry(sample))
     gain = batch_norm_gain(image, bool(sample.get(6)), sample.get(3), sample.get(4))
     finite = [t[t.isfinite()].abs() for t in (x, weight)]

@@ -15,6 +15,8 @@ from torch import Tensor
 from genmod import measure
 from genmod.bench import cases, cli, machine, measurements, peers, report, runner, scaling, step, suites
 from genmod.bench.steps import all_steps
+from genmod.pretext import tasks
+from genmod.recipes.presets import RECIPES
 from genmod.specs import specs
 
 CPU = torch.device("cpu")
@@ -108,6 +110,32 @@ def test_results_hold_what_the_tables_need(tmp_path):
     assert (tmp_path / "t.md").read_text().count("| sample_kl |") == 1
     # A result names the machine, and nobody's folders.
     assert str(tmp_path.home()) not in file.read_text() and "/" not in json.dumps(result["machine"])
+
+
+def test_the_steps_of_recipes_say_what_bounds_them(tmp_path):
+    file = tmp_path / "result.json"
+    options = ["--suite", "models", "--workload", "next-step on digits", "--rounds", "5", "--device", "cpu"]
+    assert bench(*options, "--json", str(file)) == 0
+    result = json.loads(file.read_text())
+    (row,) = result["rows"]
+    assert set(row["median_seconds"]) == {"eager", "genmod", "genmod:data"}
+    assert set(row["peak_bytes"]) == {"eager", "genmod"}
+    assert all(0 < share < 1 for share in row["products_share"].values())
+    found = report.cells(row, result)
+    assert float(found["ceiling"]) > float(found["x eager"])
+    assert 0 < float(found["data"].removesuffix(" %")) < 100
+    assert "genmod:data" not in report.losses([(row, result)])
+
+
+def test_products_are_told_from_the_rest():
+    x = torch.randn(200, 200)
+    assert 0 < measure.products_share(lambda: x @ x, CPU) <= 1
+    assert measure.products_share(lambda: x.exp().sum(), CPU) == 0
+
+
+def test_every_recipe_and_task_has_a_step():
+    named = {step.name.split(" on ")[0] for step in all_steps() if step.op in ("recipe_step", "pretext_step")}
+    assert named == {*RECIPES, *(name.replace("_", "-") for name in tasks())}
 
 
 def test_scaling_curves(tmp_path):

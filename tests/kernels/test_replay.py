@@ -136,6 +136,17 @@ def test_operators_that_return_nothing_for_something(kernel):
         torch.testing.assert_close(call(grad, x, weight), expected)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_autocast_changes_nothing(kernel, first):
+    call = replay.remembering(lambda x, y: copied(kernel, x) @ y)
+    x, y = torch.randn(3, 4), torch.randn(4, 5)
+    for enabled in (first, not first):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found = call(x, y)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, x @ y)
+
+
 def test_sizes_that_never_come_back_are_forgotten(kernel, monkeypatch):
     monkeypatch.setattr(replay, "_LIMIT", 4)
     call = replay.remembering(lambda x: copied(kernel, x))

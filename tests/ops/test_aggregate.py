@@ -14,6 +14,7 @@ from torch import Tensor
 
 import genmod
 from genmod import _native, backends, nn, ops
+from genmod.nn import distributed
 from genmod.reference import aggregate as reference
 from genmod.specs.aggregate import eager_mmd, eager_total_correlation
 
@@ -146,6 +147,19 @@ def test_gradients_a_million_standard_deviations_out(backend, estimator, distanc
 
     for t, e in zip(results(torch.float32, backend), results(torch.double, "reference")):
         torch.testing.assert_close(t, e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double])
+def test_where_no_density_is_above_zero(backend, dtype):
+    """log 0 is -inf, and what is made of it is what it is in the reference, not that of a small number."""
+    z, mean, logvar = posteriors(5, 2, dtype=dtype)
+    mean[:, 1] = float("inf")
+    inputs = [t.requires_grad_() for t in (z, mean, logvar)]
+    with genmod.backend(backend):
+        information, correlation, kl = ops.total_correlation(*inputs, dataset_size=50)
+        assert information.isnan() and correlation.isnan() and kl == -float("inf")
+        assert torch.autograd.grad(kl, z)[0].isnan().any()
 
 
 @every_backend
@@ -466,11 +480,44 @@ def work(rank: int, address: str, errors) -> None:
         dist.destroy_process_group()
 
 
+def work_in_half_precision(rank: int, address: str, errors) -> None:
+    """Three processes, of which each rounds its part once: rounded again at every sum, small parts would be
+    lost."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=3)
+    try:
+        for dtype in (torch.bfloat16, torch.float16):
+            rows = torch.ones(1, 2, dtype=dtype, requires_grad=True)
+            top = (1 / torch.finfo(dtype).eps, 0.5, 0.5)  # one process's part: a half is rounded away
+            part = distributed.gather(rows, dist.group.WORLD) * top[rank]
+            (found,) = torch.autograd.grad(part.sum(), rows)
+            assert found.dtype == dtype and torch.equal(found, torch.full_like(found, top[0] + 1)), found
+            everyone = posteriors(3 * ROWS, DIMS)
+            mine = [t[rank * ROWS : (rank + 1) * ROWS].to(dtype) for t in everyone]
+            for name, loss in losses(dist.group.WORLD).items():
+                value, *grads = value_and_gradients(name, loss, mine)
+                whole = [t.to(dtype).double() for t in everyone]
+                expected, *exact = value_and_gradients(name, losses(None)[name], whole)
+                torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+                for g, e in zip(grads[: len(grads) // 2], exact):
+                    e = 3 * e[rank * ROWS : (rank + 1) * ROWS]
+                    error = (g.double() - e).abs().max() / e.abs().max()
+                    assert g.dtype == dtype and error < 4 * torch.finfo(dtype).eps, f"{name}, {dtype}: {error}"
+    except BaseException as error:
+        errors.put(f"rank {rank}: {type(error).__name__}: {error}")
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize(("job", "count"), [(work, PROCESSES), (work_in_half_precision, 3)])
+def test_processes_are_one(tmp_path, job, count):
     context = multiprocessing.get_context("spawn")
     errors = context.Queue()
-    processes = [context.Process(target=work, args=(r, f"file://{tmp_path}/store", errors)) for r in range(PROCESSES)]
+    processes = [context.Process(target=job, args=(r, f"file://{tmp_path}/store", errors)) for r in range(count)]
     for process in processes:
         process.start()
     for process in processes:
@@ -478,7 +525,7 @@ def test_two_processes_are_one(tmp_path):
         if process.is_alive():
             process.kill()
     messages = [] if errors.empty() else [errors.get()]
-    assert [p.exitcode for p in processes] == [0] * PROCESSES, messages
+    assert [p.exitcode for p in processes] == [0] * count, messages
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])

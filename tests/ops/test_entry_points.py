@@ -19,6 +19,9 @@ PLAIN = (0.0, None, 256)  # fixed log-scale, lower bound, bins
 HINGE = ("relu", [-1.0, 1.0, 1.0, 1.0, 1.0, 1.0], False)
 
 MALFORMED = {
+    "a weight per channel as a row": lambda: op.group_norm_act(
+        IMAGE, None, torch.ones(1, 4), *NORM[2:], 2, 1e-5, "relu", 0.0
+    ),
     "noise of another shape": lambda: op.reparameterize(M, M, M[:, :3], None, "none"),
     "gradient of a loss per element": lambda: op.gaussian_kl_backward(
         ONE, M, M, None, None, 0.0, "none", "none", 3

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from genmod.cli import main
-from genmod.recipes import metrics, presets, results, trainer
+from genmod.recipes import metrics, presets, pretext_results, results, trainer
 from genmod.recipes.data import ImageSet, digits
 
 
@@ -146,6 +146,10 @@ def test_colorization_wants_colour(tmp_path: Path, capsys: pytest.CaptureFixture
         Image.fromarray(pixels).save(folder / f"{number}.png")
     common = ["--data", str(folder), "--size", "16", "--steps", "2", "--batch", "4", "--out", str(tmp_path / "run")]
     assert main(["pretext", "colorization", *common, "--device", "cpu"]) == 0
+    # Rare colours weigh more: how rare they are was measured on the training images, and is kept with the model.
+    prior = json.loads((tmp_path / "run" / "metrics.json").read_text())["model"]["options"]["prior"]
+    assert len(prior) == 313 and sum(prior) == pytest.approx(1) and len(set(prior)) > 10
+    assert main(["pretext", "colorization", *common, "--device", "cpu", "--resume"]) == 0
 
 
 def test_resume(tmp_path: Path) -> None:
@@ -260,7 +264,26 @@ def test_the_table_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "runs.json").write_text(json.dumps({"runs": runs}))
     assert results.main(["table", str(tmp_path / "runs.json")]) == 0
     row = capsys.readouterr().out.splitlines()[-1]
-    assert row.startswith("| `ae` | 5 | 2 | 0.0200 ± 0.0100 |  |  | 3.0 ± 0.0 |")
+    assert row.startswith("| `ae` | 5 | 2 | 0.0200 ± 0.0141 |  |  | 3.0 ± 0.0 |")
+
+
+def test_results_of_pretext_tasks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = presets.training
+    monkeypatch.setattr(pretext_results, "training", lambda *args, **new: training(*args, **{**new, "steps": 2}))
+    path = tmp_path / "runs.json"
+    tasks = ["rotation", "colorization", "next_step"]  # the digits have no colours
+    for seeds in (["0"], ["0", "1"]):
+        assert pretext_results.main([str(path), "--tasks", *tasks, "--seeds", *seeds]) == 0
+    runs = json.loads(path.read_text())["runs"]
+    assert [(run["task"], run["seed"]) for run in runs] == [(t, s) for s in (0, 1) for t in ("rotation", "next_step")]
+    for run in runs:
+        assert run["chance"] == pytest.approx(0.25 if run["task"] == "rotation" else 0.088, abs=0.001)
+        assert 0 < run["data_share"] < 1
+    assert 0 < runs[0]["accuracy"] < 1 and 0 < runs[1]["error"] < 1
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[-2].startswith("| `rotation` | 2 | 2 | ") and rows[-1].startswith("| `next_step` | 2 | 2 |  | 0.")
 
 
 def test_results_are_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
