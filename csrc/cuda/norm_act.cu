@@ -165,7 +165,8 @@ template <class A> __device__ __forceinline__ A total(A x, A* warps) {
 
 // The same for each of the unit's groups, from sums per column; gives them to set(group, sum), one thread each.
 template <int N, class A, class W, class Set>
-__device__ __forceinline__ void totals_by_group(A (&x)[N], const W& walk, const NormCut& cut, int of_group, A* columns, Set set) {
+__device__ __forceinline__ void totals_by_group(A (&x)[N], const W& walk, const NormCut& cut, int of_group,
+                                                A* columns, Set set) {
   const int across = walk.width * N;
   int row = walk.lane_row, rows = walk.lane_rows;
   bool writes = row < rows;
@@ -187,7 +188,8 @@ __device__ __forceinline__ void totals_by_group(A (&x)[N], const W& walk, const 
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   for (int g = warp; g < cut.together; g += blockDim.x / kWarp) {
     A sum = 0;
-    for (int i = lane; i < rows * of_group; i += kWarp) sum += columns[i / of_group * across + g * of_group + i % of_group];
+    for (int i = lane; i < rows * of_group; i += kWarp)
+      sum += columns[i / of_group * across + g * of_group + i % of_group];
     sum = group_sum(sum, kWarp);
     if (lane == 0) set(g, sum);
   }
@@ -198,7 +200,8 @@ __device__ __forceinline__ void totals_by_group(A (&x)[N], const W& walk, const 
 
 // f(j, pack j) for all packs of this thread: those that were kept, then those that are read again, `kAhead` at a time.
 template <class S, int N, int kAhead, class W, class F>
-__device__ __forceinline__ void revisit(const W& walk, const NormCut& cut, const Raw<S, N>* slots, const void* source, F f) {
+__device__ __forceinline__ void revisit(const W& walk, const NormCut& cut, const Raw<S, N>* slots,
+                                        const void* source, F f) {
   const int kept = walk.packs < cut.kept ? walk.packs : cut.kept;
 #pragma unroll 1
   for (int j = 0; j < kept; j++) f(j, unpacked<S, N>(slots[j * blockDim.x]));
@@ -247,9 +250,11 @@ __device__ __forceinline__ void add_and_take(const GroupNorm& p, const W& walk, 
     }
 }
 
-// Reads this block's share once, writes x + residual if there is one, keeps what it can, and measures each group's part.
+// Reads this block's share once, writes x + residual if there is one, keeps what it can, and measures each group's
+// part.
 template <class S, int N, bool kLast, class A>
-__device__ __forceinline__ void measure(const GroupNorm& p, const NormCut& cut, const Walk<N, kLast>& walk, const Room<S, N, A>& room) {
+__device__ __forceinline__ void measure(const GroupNorm& p, const NormCut& cut, const Walk<N, kLast>& walk,
+                                        const Room<S, N, A>& room) {
   A sum[N] = {};
   const auto take = [&](int j, const Pack<S, N>& x) {
     if (j < cut.kept) room.slots[j * blockDim.x] = packed<S, N>(x);
@@ -333,7 +338,8 @@ template <class A> __device__ __forceinline__ Statistics<A> finished(A pivot, A 
 
 // Joins the parts of a cluster's blocks. Each block does it for itself, with the same result.
 template <class A>
-__device__ __forceinline__ void join_cluster(const GroupNorm& p, const NormCut& cut, int64_t group, int rank, const Part<A>* parts, Statistics<A>* stats) {
+__device__ __forceinline__ void join_cluster(const GroupNorm& p, const NormCut& cut, int64_t group, int rank,
+                                             const Part<A>* parts, Statistics<A>* stats) {
   const A count = (A)(cut.of_group * p.space);
   const int of = cut.blocks, member = threadIdx.x % of, at_once = blockDim.x / of;
   for (int begin = 0; begin < cut.together; begin += at_once) {  // whole warps stay together for group_sum
@@ -357,7 +363,8 @@ __device__ __forceinline__ void join_cluster(const GroupNorm& p, const NormCut& 
 }
 
 // channels_last: factor and offset of each of the tile's channels, while the data is under way.
-template <int N, class A> __device__ __forceinline__ void fill_table(const GroupNorm& p, const Walk<N, true>& walk, A* table) {
+template <int N, class A>
+__device__ __forceinline__ void fill_table(const GroupNorm& p, const Walk<N, true>& walk, A* table) {
   for (int c = threadIdx.x; c < walk.width * N; c += blockDim.x) {
     const Affine<A> a = affine<A>(p, walk.sample, walk.channel + c);
     table[2 * c] = a.factor;
@@ -366,7 +373,8 @@ template <int N, class A> __device__ __forceinline__ void fill_table(const Group
 }
 
 template <int kAhead, class S, int N, bool kLast, class A>
-__device__ __forceinline__ void normalise(const GroupNorm& p, const Plan& plan, const Walk<N, kLast>& walk, const Room<S, N, A>& room) {
+__device__ __forceinline__ void normalise(const GroupNorm& p, const Plan& plan, const Walk<N, kLast>& walk,
+                                          const Room<S, N, A>& room) {
   constexpr int M = kLast ? N : 1;  // sets of coefficients at a time: a pack's channels, or the one that it lies in
   A mean[M], factor[M], offset[M];
   const int of_group = plan.cut.of_group;
@@ -396,7 +404,8 @@ __device__ __forceinline__ void normalise(const GroupNorm& p, const Plan& plan, 
     }
     Pack<A, N> z;
 #pragma unroll
-    for (int e = 0; e < N; e++) z.v[e] = (A(x.v[e]) - mean[kLast ? e : 0]) * factor[kLast ? e : 0] + offset[kLast ? e : 0];
+    for (int e = 0; e < N; e++)
+      z.v[e] = (A(x.v[e]) - mean[kLast ? e : 0]) * factor[kLast ? e : 0] + offset[kLast ? e : 0];
     activate<S>(z, p.activation, slope);
     Pack<S, N> y;
 #pragma unroll
@@ -408,7 +417,8 @@ __device__ __forceinline__ void normalise(const GroupNorm& p, const Plan& plan, 
 // --- Kernels.
 
 // Everything, by a cluster that keeps its groups.
-template <class S, int N, bool kLast> __global__ void __launch_bounds__(kMaxThreads, sizeof(S) == 8 ? 1 : 2) whole(GroupNorm p, Plan plan) {
+template <class S, int N, bool kLast>
+__global__ void __launch_bounds__(kMaxThreads, sizeof(S) == 8 ? 1 : 2) whole(GroupNorm p, Plan plan) {
   using A = typename Arithmetic<S>::type;
   const Walk<N, kLast> walk(p, plan.cut);
   const Room<S, N, A> room(plan.cut);
@@ -433,7 +443,8 @@ template <class A> __device__ __forceinline__ A* rests(const GroupNorm& p, int64
 }
 
 // The parts of a piece of a unit.
-template <class S, int N, bool kLast> __global__ void __launch_bounds__(kMaxThreads, sizeof(S) == 8 ? 1 : 2) pieces(GroupNorm p, Plan plan) {
+template <class S, int N, bool kLast>
+__global__ void __launch_bounds__(kMaxThreads, sizeof(S) == 8 ? 1 : 2) pieces(GroupNorm p, Plan plan) {
   using A = typename Arithmetic<S>::type;
   const Walk<N, kLast> walk(p, plan.cut);
   const Room<S, N, A> room(plan.cut);
@@ -463,14 +474,16 @@ template <class A> __global__ void __launch_bounds__(kCombineThreads) combine(Gr
 }
 
 // A piece of a unit, once its statistics are known.
-template <class S, int N, bool kLast> __global__ void __launch_bounds__(kMaxThreads, sizeof(S) == 8 ? 1 : 2) apply(GroupNorm p, Plan plan) {
+template <class S, int N, bool kLast>
+__global__ void __launch_bounds__(kMaxThreads, sizeof(S) == 8 ? 1 : 2) apply(GroupNorm p, Plan plan) {
   using A = typename Arithmetic<S>::type;
   const Walk<N, kLast> walk(p, plan.cut);
   const Room<S, N, A> room(plan.cut);
   if constexpr (kLast) fill_table(p, walk, room.table);
   for (int g = threadIdx.x; g < plan.cut.together; g += blockDim.x) {
     const int64_t i = walk.group + g;
-    room.stats[g] = {static_cast<const A*>(p.mean)[i], rests<A>(p, pieces_of(plan.cut))[i], static_cast<const A*>(p.rstd)[i], 0};
+    const A rest = rests<A>(p, pieces_of(plan.cut))[i];
+    room.stats[g] = {static_cast<const A*>(p.mean)[i], rest, static_cast<const A*>(p.rstd)[i], 0};
   }
   __syncthreads();
   normalise<2>(p, plan, walk, room);
@@ -481,7 +494,9 @@ template <class S, int N, bool kLast> __global__ void __launch_bounds__(kMaxThre
 NormDevice device_now(int device) {
   NormDevice d{};
   int value = 0;
-  const auto get = [&](cudaDeviceAttr what) { return cudaDeviceGetAttribute(&value, what, device) == cudaSuccess ? value : 0; };
+  const auto get = [&](cudaDeviceAttr what) {
+    return cudaDeviceGetAttribute(&value, what, device) == cudaSuccess ? value : 0;
+  };
   d.processors = get(cudaDevAttrMultiProcessorCount);
   d.shared_of_block = get(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   d.shared_of_processor = get(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
@@ -510,7 +525,8 @@ template <class Kernel> class Allowed {
     const auto known = fits.find(key);
     if (known != fits.end()) return known->second;
     int clusters = 0;
-    const cudaError_t status = most_clusters(&clusters, kernel, {cut.blocks, cut.threads, cut.blocks, (size_t)cut.bytes});
+    const Shape shape{cut.blocks, cut.threads, cut.blocks, (size_t)cut.bytes};
+    const cudaError_t status = most_clusters(&clusters, kernel, shape);
     if (status != cudaSuccess) cudaGetLastError();  // such a cluster is not possible here, which is all that was asked
     return fits[key] = status == cudaSuccess && clusters > 0;
   }
@@ -530,7 +546,8 @@ template <class S, int N, bool kLast> struct Kernels {
   }
 
   static NormShape shape(const GroupNorm& p) {
-    return {p.samples, p.channels, p.space, p.groups, kLast, (int)sizeof(S), N, (int)sizeof(typename Arithmetic<S>::type)};
+    const int arithmetic = (int)sizeof(typename Arithmetic<S>::type);
+    return {p.samples, p.channels, p.space, p.groups, kLast, (int)sizeof(S), N, arithmetic};
   }
 
   // The first choice whose clusters the device has room for.
@@ -538,7 +555,8 @@ template <class S, int N, bool kLast> struct Kernels {
     NormDevice d = device_now(device);
     for (;;) {
       const NormCut c = choose(shape(p), d, p.cluster, p.together);
-      if (c.split || (whole_kernel().shared(device, c.bytes) == cudaSuccess && whole_kernel().cluster(device, c))) return c;
+      if (c.split) return c;
+      if (whole_kernel().shared(device, c.bytes) == cudaSuccess && whole_kernel().cluster(device, c)) return c;
       if (d.largest_cluster == 1) return split(shape(p), c.together);
       d.largest_cluster = c.blocks / 2;
     }

@@ -22,13 +22,13 @@ struct GroupNorm {
   double eps, negative_slope;
   int64_t samples, channels, space, groups;
   bool channels_last;
-  const void *x, *residual;  // [samples, channels, space] or, channels_last, [samples, space, channels]; residual or null
+  const void *x, *residual;  // [samples, channels, space] or, channels_last, [samples, space, channels]
   NormParameter weight, bias, scale, shift;
-  void *y, *total;           // as x; total = x + residual, null without a residual
+  void *y, *total;           // as x; total = x + residual; without a residual both are null
   void *mean, *rstd;         // [samples, groups] in the arithmetic type
   void* workspace;           // group_norm_workspace() numbers of the arithmetic type, aligned to 16 bytes
-  // For measurements; 0: chosen here. How many blocks keep a group (-1: none, the statistics go through memory), and how
-  // many groups they take at once in channels_last.
+  // For measurements; 0: chosen here. How many blocks keep a group (-1: none, the statistics go through memory), and
+  // how many groups they take at once in channels_last.
   int cluster, together;
 };
 

@@ -71,7 +71,9 @@ inline int threads_for(int64_t packs, int width, int each) {
   return threads;
 }
 
-inline int64_t packs_of(const NormShape& s, const NormCut& c, int64_t share) { return s.channels_last ? share * c.width : share; }
+inline int64_t packs_of(const NormShape& s, const NormCut& c, int64_t share) {
+  return s.channels_last ? share * c.width : share;
+}
 
 inline NormCut new_cut(const NormShape& s, int together) {
   NormCut c{};
@@ -141,8 +143,8 @@ inline NormCut split(const NormShape& s, int together) {
   return c;
 }
 
-// In clusters of up to `largest` blocks (of exactly so many if `forced`), `together` groups at a time. False if less than
-// half of a unit could be kept, or if its rows are too long for the block.
+// In clusters of up to `largest` blocks (of exactly so many if `forced`), `together` groups at a time. False if less
+// than half of a unit could be kept, or if its rows are too long for the block.
 inline bool in_clusters(const NormShape& s, const NormDevice& d, int together, int largest, bool forced, NormCut& c) {
   c = new_cut(s, together);
   const int64_t across = s.of_group() * together / s.pack;
@@ -188,7 +190,8 @@ inline NormCut choose(const NormShape& s, const NormDevice& d, int cluster, int 
     int before = 0;
     for (const int64_t bytes : {128, 64, 32}) {  // of a row: a line of the cache, down to what memory gives at least
       const int k = given ? together : together_for(s, bytes);
-      if (k != before && in_clusters(s, d, k, largest, cluster > 0, c) && (cluster > 0 || !too_few_blocks(s, d, c))) return c;
+      const bool found = k != before && in_clusters(s, d, k, largest, cluster > 0, c);
+      if (found && (cluster > 0 || !too_few_blocks(s, d, c))) return c;
       before = k;
     }
   }

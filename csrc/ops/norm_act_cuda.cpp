@@ -1,5 +1,5 @@
-// Tensors in, kernels on the current stream, tensors out: group norm in CUDA C++. The family's other ops have no kernels
-// of this kind.
+// Tensors in, kernels on the current stream, tensors out: group norm in CUDA C++. The family's other ops have no
+// kernels of this kind.
 //
 // They go to a library of their own, genmod_cuda, with the signatures of genmod's: which of Triton and these kernels
 // serves a CUDA tensor is decided in genmod/backends.py.
@@ -20,7 +20,8 @@ using Result4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Maybe = std::optional<Tensor>;
 
 // A parameter of `rows` x `channels` numbers as the kernel reads it. Returns what must stay alive.
-Maybe set_parameter(NormParameter& p, const Maybe& given, const std::vector<int64_t>& sizes, const Tensor& x, const char* name) {
+Maybe set_parameter(NormParameter& p, const Maybe& given, const std::vector<int64_t>& sizes, const Tensor& x,
+                    const char* name) {
   if (!given) return std::nullopt;
   STD_TORCH_CHECK(given->is_cuda() && given->get_device_index() == x.get_device_index(), "genmod: ", name,
                   " must be on the device of x");
@@ -34,16 +35,17 @@ Maybe set_parameter(NormParameter& p, const Maybe& given, const std::vector<int6
 }
 
 // `cluster` and `together` are those of cuda/norm_act.h: 0, or what a measurement wants.
-Result4 group_norm_act_cut(const Tensor& x, const Maybe& residual, const Maybe& weight, const Maybe& bias, const Maybe& scale,
-                           const Maybe& shift, int64_t num_groups, double eps, const std::string& activation,
-                           double negative_slope, int64_t cluster, int64_t together) {
+Result4 group_norm_act_cut(const Tensor& x, const Maybe& residual, const Maybe& weight, const Maybe& bias,
+                           const Maybe& scale, const Maybe& shift, int64_t num_groups, double eps,
+                           const std::string& activation, double negative_slope, int64_t cluster, int64_t together) {
   STD_TORCH_CHECK(x.is_cuda(), "genmod: x must be on the GPU, as the other tensors are");
   const View view(x);
   STD_TORCH_CHECK(view.dim() >= 2, "genmod: expected a tensor [N, C, ...]");
   const int64_t samples = view.sizes[0], channels = view.sizes[1];
   STD_TORCH_CHECK(channels <= INT_MAX && num_groups > 0 && channels % num_groups == 0,
                   "genmod: the number of groups must divide that of the channels");
-  STD_TORCH_CHECK(cluster >= -1 && cluster <= 16 && (cluster & (cluster - 1)) <= 0 && together >= 0 && together <= num_groups,
+  STD_TORCH_CHECK(cluster >= -1 && cluster <= 16 && (cluster & (cluster - 1)) <= 0 && together >= 0 &&
+                      together <= num_groups,
                   "genmod: a cluster is 1, 2, 4, 8 or 16 blocks");
   const MemoryFormat format = format_of(view);
   GroupNorm p{};
@@ -67,8 +69,8 @@ Result4 group_norm_act_cut(const Tensor& x, const Maybe& residual, const Maybe& 
   p.y = y.mutable_data_ptr();
   Tensor total = empty({0}, x, x.scalar_type());
   if (residual) {
-    STD_TORCH_CHECK(has_sizes(*residual, view.sizes) && residual->scalar_type() == x.scalar_type() && residual->is_cuda() &&
-                        residual->get_device_index() == x.get_device_index(),
+    STD_TORCH_CHECK(has_sizes(*residual, view.sizes) && residual->scalar_type() == x.scalar_type() &&
+                        residual->is_cuda() && residual->get_device_index() == x.get_device_index(),
                     "genmod: the residual must have the shape, dtype and device of x");
     r = densified(*residual, format);
     p.residual = r->const_data_ptr();
@@ -97,9 +99,9 @@ Result4 group_norm_act_cut(const Tensor& x, const Maybe& residual, const Maybe& 
   return {y, total, mean, rstd};
 }
 
-Result4 group_norm_act(const Tensor& x, const Maybe& residual, const Maybe& weight, const Maybe& bias, const Maybe& scale,
-                       const Maybe& shift, int64_t num_groups, double eps, const std::string& activation,
-                       double negative_slope) {
+Result4 group_norm_act(const Tensor& x, const Maybe& residual, const Maybe& weight, const Maybe& bias,
+                       const Maybe& scale, const Maybe& shift, int64_t num_groups, double eps,
+                       const std::string& activation, double negative_slope) {
   return group_norm_act_cut(x, residual, weight, bias, scale, shift, num_groups, eps, activation, negative_slope, 0, 0);
 }
 

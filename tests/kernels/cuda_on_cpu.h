@@ -3,9 +3,9 @@
 // Clusters (of one block, if the launch names no others) run one after another. A cluster's threads are fibres that run
 // until they meet a barrier; a barrier that not all of its threads reach makes the launch fail, as it would hang a GPU,
 // and so does a misaligned access, if compiled with -fsanitize=alignment (and linked without, so that the handler below
-// is the one called). Each block of a cluster has its own dynamic shared memory, which turns into NaN when it ends; what
-// a kernel declares as __shared__ exists once, for kernels without clusters. Proves logic and indexing. What it cannot
-// show: races inside one stretch between barriers (though running the threads in reverse must not change a result),
+// is the one called). Each block of a cluster has its own dynamic shared memory, which turns into NaN when it ends;
+// what a kernel declares as __shared__ exists once, for kernels without clusters. Proves logic and indexing. What it
+// cannot show: races inside one stretch between barriers (though running the threads in reverse must not change a result),
 // memory ordering, speed.
 #pragma once
 #include <math.h>
@@ -33,7 +33,13 @@ struct dim3 {
 };
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorMisalignedAddress = 716, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorLaunchFailure = 719
+};
 typedef struct CUstream_st* cudaStream_t;
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
 struct cudaLaunchAttribute {
@@ -47,7 +53,10 @@ struct cudaLaunchConfig_t {
   cudaLaunchAttribute* attrs;
   unsigned numAttrs;
 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributeNonPortableClusterSizeAllowed = 13 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 13
+};
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
@@ -180,7 +189,9 @@ static bool run_cluster(unsigned first, unsigned blocks) {
   }
 }
 
-static unsigned cluster_of(const cudaLaunchConfig_t& config) { return config.numAttrs ? config.attrs->val.clusterDim.x : 1; }
+static unsigned cluster_of(const cudaLaunchConfig_t& config) {
+  return config.numAttrs ? config.attrs->val.clusterDim.x : 1;
+}
 
 // What a GPU would refuse to launch.
 static bool refused(const cudaLaunchConfig_t& config, const void* kernel) {
@@ -219,7 +230,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*function
   return std::exchange(misaligned, 0) ? cudaErrorMisalignedAddress : cudaSuccess;
 }
 
-template <class... Params> cudaError_t cudaFuncSetAttribute(void (*function)(Params...), cudaFuncAttribute what, int value) {
+template <class... Params>
+cudaError_t cudaFuncSetAttribute(void (*function)(Params...), cudaFuncAttribute what, int value) {
   using namespace cuda_on_cpu;
   if (what == cudaFuncAttributeNonPortableClusterSizeAllowed) large_clusters[(const void*)function] = value;
   else if (value > device.shared_of_block) return cudaErrorInvalidValue;
@@ -227,7 +239,8 @@ template <class... Params> cudaError_t cudaFuncSetAttribute(void (*function)(Par
   return cudaSuccess;
 }
 template <class... Params>
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*function)(Params...), const cudaLaunchConfig_t* config) {
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*function)(Params...),
+                                           const cudaLaunchConfig_t* config) {
   *clusters = !cuda_on_cpu::refused(*config, (const void*)function);
   return cudaSuccess;
 }
@@ -249,7 +262,9 @@ static inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what
 extern "C" void __ubsan_handle_type_mismatch_v1(void*, void*) { cuda_on_cpu::misaligned++; }
 
 static inline void __syncthreads() { cuda_on_cpu::wait(cuda_on_cpu::At::block_barrier); }
-template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return cuda_on_cpu::exchange(value, threadIdx.x ^ (unsigned)mask); }
+template <class T> T __shfl_xor_sync(unsigned, T value, int mask) {
+  return cuda_on_cpu::exchange(value, threadIdx.x ^ (unsigned)mask);
+}
 template <class T> T __shfl_down_sync(unsigned, T value, unsigned delta) {
   const unsigned lane = threadIdx.x % cuda_on_cpu::kWarp;
   return cuda_on_cpu::exchange(value, lane + delta < cuda_on_cpu::kWarp ? lane + delta : lane);

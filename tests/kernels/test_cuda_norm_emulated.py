@@ -268,7 +268,7 @@ def check(library: ctypes.CDLL, case: Case) -> dict[str, Tensor]:
 
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-layouts = pytest.mark.parametrize("last", (False, True), ids=("contiguous", "channels_last"))
+layouts = pytest.mark.parametrize("last", [False, True], ids=("contiguous", "channels_last"))
 
 SHAPES = [
     (1, 1, 1, 1),
@@ -338,8 +338,8 @@ def test_what_does_not_fit_is_read_again(library: ctypes.CDLL, last: bool) -> No
 def test_groups_together(library: ctypes.CDLL) -> None:
     """Neighbouring groups in a cluster: rows whose threads are a power of two apart, and others; packs of one group,
     and of several."""
-    shapes = ((32, 8, 1), (32, 8, 2), (32, 8, 8), (32, 16, 4), (64, 4, 2), (48, 8, 4), (40, 4, 4), (64, 64, 32), (20, 5, 5))
-    for channels, groups, together in shapes:
+    shapes = ((32, 8, 1), (32, 8, 2), (32, 8, 8), (32, 16, 4), (64, 4, 2), (48, 8, 4), (40, 4, 4), (64, 64, 32))
+    for channels, groups, together in (*shapes, (20, 5, 5)):
         for dtype, cluster in itertools.product((torch.float32, torch.bfloat16), (1, 4, -1)):
             case = Case(2, channels, 301, groups, True, dtype, cluster, together)
             pack = 16 // dtype.itemsize if channels % (16 // dtype.itemsize) == 0 else 1

@@ -3,6 +3,7 @@ such kernel, so that the battery, which forces a backend forward and backward, d
 
 from __future__ import annotations
 
+import functools
 import inspect
 
 import pytest
@@ -67,8 +68,8 @@ def close(found, given, where):
         ("mean", mean, expected[2], 8 * wide, 8 * wide * (1e-3 + largest)),
         ("rstd", rstd, expected[3], 32 * wide * ratio, 0.0),
     ):
-        message = f"{where}, {name}"
-        torch.testing.assert_close(f.double(), e, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, w=message: f"{w}: {m}")
+        message = functools.partial("{}, {}: {}".format, where, name)
+        torch.testing.assert_close(f.double(), e, rtol=rtol, atol=atol, equal_nan=True, msg=message)
 
 
 @every_dtype
