@@ -5,8 +5,8 @@
 // and so does a misaligned access, if compiled with -fsanitize=alignment (and linked without, so that the handler below
 // is the one called). Each block of a cluster has its own dynamic shared memory, which turns into NaN when it ends;
 // what a kernel declares as __shared__ exists once, for kernels without clusters. Proves logic and indexing. What it
-// cannot show: races inside one stretch between barriers (though running the threads in reverse must not change a result),
-// memory ordering, speed.
+// cannot show: races inside one stretch between barriers (though running the threads in reverse must not change a
+// result), memory ordering, speed.
 #pragma once
 #include <math.h>
 #include <stdint.h>
