@@ -197,7 +197,8 @@ static unsigned cluster_of(const cudaLaunchConfig_t& config) {
 static bool refused(const cudaLaunchConfig_t& config, const void* kernel) {
   const unsigned cluster = cluster_of(config);
   const size_t allowed = granted.count(kernel) ? granted[kernel] : 48 << 10;
-  return config.dynamicSmemBytes > allowed || config.gridDim.x % cluster || cluster > device.largest_cluster ||
+  return config.dynamicSmemBytes > allowed || config.dynamicSmemBytes > (size_t)device.shared_of_block ||
+         config.gridDim.x % cluster || cluster > device.largest_cluster ||
          (cluster > 1 && device.major < 9) || (cluster > 8 && !large_clusters[kernel]);
 }
 

@@ -28,7 +28,6 @@ int group_norm_on_cpu(const GroupNorm* p) { return group_norm(*p, nullptr); }
 int64_t workspace(const GroupNorm* p) { return group_norm_workspace(*p); }
 void run_reversed(int on) { cuda_on_cpu::reversed = on; }
 void set_device(int processors, int major, int shared, int cluster) {
-  cuda_on_cpu::granted.clear();
   cuda_on_cpu::device.processors = processors;
   cuda_on_cpu::device.major = major;
   cuda_on_cpu::device.shared_of_block = shared;
