@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,6 @@ def missing_pieces(spec: OpSpec) -> list[str]:
         need(f"genmod/reference/{home}.py: {op}", op in functions_in(ROOT / f"genmod/reference/{home}.py"))
         need(f"kernels/{home}.py: {op}", op in functions_in(ROOT / f"kernels/{home}.py"))
         need(f"csrc/ops/{home}.cpp: {op}", f'm.impl("{op}"' in text_of(f"csrc/ops/{home}.cpp"))
-        if (ROOT / f"csrc/cuda/{home}.cu").exists():
-            need(f"csrc/ops/{home}_cuda.cpp: {op}", f'm.impl("{op}"' in text_of(f"csrc/ops/{home}_cuda.cpp"))
         need(f"genmod/ops/{home}.py: schema of {op}", op in backends.ops())
         if op in backends.ops():
             for key in ("Autograd", "Meta"):
@@ -87,6 +86,31 @@ def test_a_missing_piece_is_named():
 
 def test_every_dispatcher_op_belongs_to_a_spec():
     assert set(backends.ops()) == {op for spec in specs().values() for op in spec.dispatcher_ops}
+
+
+def cuda_ops(family: str) -> set[str]:
+    """What csrc/ops/f_cuda.cpp gives kernels to; a family may have them for some of its ops only."""
+    return set(re.findall(r'm\.impl\("(\w+)"', text_of(f"csrc/ops/{family}_cuda.cpp")))
+
+
+@pytest.mark.parametrize("family", sorted(file.stem for file in (ROOT / "csrc/cuda").glob("*.cu")))
+def test_cuda_ops_are_dispatcher_ops_and_have_schemas(family):
+    """Besides, an op may have one that measurements use, called op_cut."""
+    implemented, ops_of_family = cuda_ops(family), {op for op in backends.ops() if backends.family_of(op) == family}
+    assert implemented & ops_of_family
+    assert {op.removesuffix("_cut") for op in implemented} <= ops_of_family
+    defined = re.findall(r'm\.def\(\s*"(\w+)\(', text_of(f"csrc/ops/{family}_cuda.cpp"))
+    assert sorted(defined) == sorted(implemented)
+
+
+@pytest.mark.parametrize("spec", specs().values(), ids=specs())
+def test_docs_say_which_ops_have_cuda_kernels(spec):
+    """In docs/proven.md, the column CUDA C++: none, or that it is for the forward only."""
+    row = next(line for line in text_of("docs/proven.md").splitlines() if line.startswith(f"| `{spec.name}` |"))
+    cell = row.split("|")[5].strip()
+    have = [op in cuda_ops(backends.family_of(op) or spec.family) for op in spec.dispatcher_ops]
+    assert (cell == "none") == (not any(have)), cell
+    assert cell.startswith("forward only") == (any(have) and not all(have)), cell
 
 
 @pytest.mark.parametrize("spec", specs().values(), ids=specs())

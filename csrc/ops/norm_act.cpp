@@ -9,18 +9,12 @@
 #include <tuple>
 #include <vector>
 
+#include "activation_name.h"
 #include "cpu/norm_statistics.h"
 #include "tensors.h"
 
 namespace genmod {
 namespace {
-
-Activation parse_activation(const std::string& name) {
-  const char* names[] = {"identity", "relu", "leaky_relu", "silu", "gelu", "tanh", "sigmoid"};
-  for (int i = 0; i < 7; i++)
-    if (name == names[i]) return (Activation)i;
-  STD_TORCH_CHECK(false, "genmod: unknown activation '", name, "'");
-}
 
 // Parameters and statistics are short: plain loops here, and the dispatcher's conversion for half precision only.
 std::vector<double> in_double(const std::optional<Tensor>& t, const std::vector<int64_t>& sizes) {

@@ -1,10 +1,12 @@
 // CUDA C++ on the CPU, for tests: enough of the language and the runtime to run the kernels of csrc/cuda.
 //
-// Blocks run one after another. A block's threads are fibres that run until they meet a barrier; a barrier that not all
-// of its threads reach makes the launch fail, as it would hang a GPU, and so does a misaligned access, if compiled with
-// -fsanitize=alignment (and linked without, so that the handler below is the one called). Proves logic and indexing. What it cannot show:
-// races inside one stretch between barriers (though running the threads in reverse must not change a result), memory
-// ordering, speed.
+// Clusters (of one block, if the launch names no others) run one after another. A cluster's threads are fibres that run
+// until they meet a barrier; a barrier that not all of its threads reach makes the launch fail, as it would hang a GPU,
+// and so does a misaligned access, if compiled with -fsanitize=alignment (and linked without, so that the handler below
+// is the one called). Each block of a cluster has its own dynamic shared memory, which turns into NaN when it ends;
+// what a kernel declares as __shared__ exists once, for kernels without clusters. Proves logic and indexing. What it
+// cannot show: races inside one stretch between barriers (though running the threads in reverse must not change a
+// result), memory ordering, speed.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -13,6 +15,7 @@
 #include <ucontext.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -22,7 +25,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static  // one block at a time: one copy will do
+#define __shared__ static  // one block at a time, but in clusters: one copy will do
 
 struct dim3 {
   unsigned x, y, z;
@@ -30,23 +33,53 @@ struct dim3 {
 };
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorMisalignedAddress = 716, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorLaunchFailure = 719
+};
 typedef struct CUstream_st* cudaStream_t;
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct { struct { unsigned x, y, z; } clusterDim; } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 13
+};
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 
 namespace cuda_on_cpu {
 
-enum class At { running, warp_barrier, block_barrier, end };
+enum class At { running, warp_barrier, block_barrier, cluster_barrier, end };
 
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   At at;
-  uint64_t slot;  // what a shuffle offers to the other lanes
+  uint64_t slot;     // what a shuffle offers to the other lanes
+  unsigned arrived;  // how often, at the cluster's barrier
+};
+
+// The device, as tests want it.
+struct Device {
+  int processors = 4, major = 9, shared_of_block = 227 << 10, shared_of_processor = 228 << 10;
+  unsigned largest_cluster = 16;  // that there is room for
 };
 
 constexpr size_t kStack = 64 * 1024;
@@ -54,8 +87,13 @@ constexpr unsigned kWarp = 32;
 
 static unsigned misaligned = 0;
 static bool reversed = false;  // last block and thread first: a correct kernel does not care
-static std::vector<Thread> threads;
-static unsigned current;
+static std::vector<Thread> threads;  // of a cluster
+static unsigned current, block_threads;
+static Device device;
+static std::vector<std::unique_ptr<char[]>> shared;  // dynamic, of each block in the cluster
+static size_t shared_bytes;
+static std::map<const void*, size_t> granted;        // dynamic shared memory beyond 48 KB, by kernel
+static std::map<const void*, bool> large_clusters;   // beyond 8 blocks, by kernel
 static ucontext_t scheduler;
 static std::function<void()> kernel;
 
@@ -84,11 +122,35 @@ static bool release(unsigned first, unsigned last, At barrier) {
   return true;
 }
 
-static bool run_block() {
+// Lets those through that have arrived no more often than every other thread that still runs.
+static bool release_cluster() {
+  unsigned least = ~0u;
+  bool released = false;
+  for (const Thread& t : threads)
+    if (t.at != At::end && t.arrived < least) least = t.arrived;
+  for (Thread& t : threads)
+    if (t.at == At::cluster_barrier && t.arrived <= least) {
+      t.at = At::running;
+      released = true;
+    }
+  return released;
+}
+
+constexpr size_t kAlign = 128;
+static char* shared_memory(unsigned block) {
+  const uintptr_t start = reinterpret_cast<uintptr_t>(shared[block].get());
+  return reinterpret_cast<char*>((start + kAlign - 1) / kAlign * kAlign);
+}
+static void fill_with_nan(unsigned block) { memset(shared_memory(block), 0xff, shared_bytes); }
+
+// Runs the blocks first .. first + blocks - 1.
+static bool run_cluster(unsigned first, unsigned blocks) {
   const unsigned count = (unsigned)threads.size();
+  for (unsigned b = 0; b < blocks; b++) fill_with_nan(b);
   for (Thread& t : threads) {
     if (!t.stack) t.stack.reset(new char[kStack]);
     t.at = At::running;
+    t.arrived = 0;
     getcontext(&t.context);
     t.context.uc_stack.ss_sp = t.stack.get();
     t.context.uc_stack.ss_size = kStack;
@@ -97,22 +159,47 @@ static bool run_block() {
   }
   for (;;) {
     bool ended = true;
-    for (unsigned i = 0; i < count; i++) {
-      current = reversed ? count - 1 - i : i;
-      if (threads[current].at == At::running) {
-        threadIdx = dim3(current);
-        swapcontext(&scheduler, &threads[current].context);
+    for (unsigned b = 0; b < blocks; b++) {
+      const unsigned block = reversed ? blocks - 1 - b : b;
+      bool block_ended = true;
+      for (unsigned i = 0; i < block_threads; i++) {
+        const unsigned thread = reversed ? block_threads - 1 - i : i;
+        current = block * block_threads + thread;
+        if (threads[current].at == At::running) {
+          threadIdx = dim3(thread);
+          blockIdx = dim3(first + block);
+          swapcontext(&scheduler, &threads[current].context);
+        }
+        block_ended = block_ended && threads[current].at == At::end;
       }
-      ended = ended && threads[current].at == At::end;
+      if (block_ended && blocks > 1) fill_with_nan(block);  // nobody may look there any more
+      ended = ended && block_ended;
     }
     if (ended) return true;
-    bool released = release(0, count, At::block_barrier);
-    for (unsigned t = 0; t < count; t += kWarp) released |= release(t, t + kWarp < count ? t + kWarp : count, At::warp_barrier);
+    bool released = release_cluster();
+    for (unsigned b = 0; b < count; b += block_threads) {
+      released |= release(b, b + block_threads, At::block_barrier);
+      for (unsigned t = 0; t < block_threads; t += kWarp)
+        released |= release(b + t, b + (t + kWarp < block_threads ? t + kWarp : block_threads), At::warp_barrier);
+    }
     if (!released) {
       fprintf(stderr, "cuda_on_cpu: block %u stands at a barrier that not all of its threads reach\n", blockIdx.x);
       return false;
     }
   }
+}
+
+static unsigned cluster_of(const cudaLaunchConfig_t& config) {
+  return config.numAttrs ? config.attrs->val.clusterDim.x : 1;
+}
+
+// What a GPU would refuse to launch.
+static bool refused(const cudaLaunchConfig_t& config, const void* kernel) {
+  const unsigned cluster = cluster_of(config);
+  const size_t allowed = granted.count(kernel) ? granted[kernel] : 48 << 10;
+  return config.dynamicSmemBytes > allowed || config.dynamicSmemBytes > (size_t)device.shared_of_block ||
+         config.gridDim.x % cluster || cluster > device.largest_cluster ||
+         (cluster > 1 && device.major < 9) || (cluster > 8 && !large_clusters[kernel]);
 }
 
 template <class T> T exchange(T value, unsigned source_lane) {
@@ -128,27 +215,64 @@ template <class T> T exchange(T value, unsigned source_lane) {
 
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*function)(Params...), Args&&... args) {
+  using namespace cuda_on_cpu;
+  if (refused(*config, (const void*)function)) return cudaErrorInvalidConfiguration;
   gridDim = config->gridDim;
   blockDim = config->blockDim;
-  cuda_on_cpu::threads.resize(blockDim.x);
-  cuda_on_cpu::kernel = [&] { function(args...); };
-  for (unsigned b = 0; b < gridDim.x; b++) {
-    blockIdx = dim3(cuda_on_cpu::reversed ? gridDim.x - 1 - b : b);
-    if (!cuda_on_cpu::run_block()) return cudaErrorLaunchFailure;
-  }
-  return std::exchange(cuda_on_cpu::misaligned, 0) ? cudaErrorMisalignedAddress : cudaSuccess;
+  const unsigned cluster = cluster_of(*config);
+  block_threads = blockDim.x;
+  threads.resize(cluster * block_threads);
+  shared_bytes = config->dynamicSmemBytes;
+  shared.clear();
+  for (unsigned b = 0; b < cluster; b++) shared.emplace_back(new char[shared_bytes + kAlign]);
+  kernel = [&] { function(args...); };
+  for (unsigned b = 0; b < gridDim.x; b += cluster)
+    if (!run_cluster(reversed ? gridDim.x - cluster - b : b, cluster)) return cudaErrorLaunchFailure;
+  return std::exchange(misaligned, 0) ? cudaErrorMisalignedAddress : cudaSuccess;
+}
+
+template <class... Params>
+cudaError_t cudaFuncSetAttribute(void (*function)(Params...), cudaFuncAttribute what, int value) {
+  using namespace cuda_on_cpu;
+  if (what == cudaFuncAttributeNonPortableClusterSizeAllowed) large_clusters[(const void*)function] = value;
+  else if (value > device.shared_of_block) return cudaErrorInvalidValue;
+  else granted[(const void*)function] = (size_t)value;
+  return cudaSuccess;
+}
+template <class... Params>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*function)(Params...),
+                                           const cudaLaunchConfig_t* config) {
+  *clusters = !cuda_on_cpu::refused(*config, (const void*)function);
+  return cudaSuccess;
+}
+static inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+static inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
+  const cuda_on_cpu::Device& d = cuda_on_cpu::device;
+  *value = what == cudaDevAttrMultiProcessorCount            ? d.processors
+           : what == cudaDevAttrComputeCapabilityMajor       ? d.major
+           : what == cudaDevAttrMaxSharedMemoryPerBlockOptin ? d.shared_of_block
+                                                             : d.shared_of_processor;
+  return cudaSuccess;
 }
 
 // What the alignment sanitizer calls.
 extern "C" void __ubsan_handle_type_mismatch_v1(void*, void*) { cuda_on_cpu::misaligned++; }
 
 static inline void __syncthreads() { cuda_on_cpu::wait(cuda_on_cpu::At::block_barrier); }
-template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return cuda_on_cpu::exchange(value, threadIdx.x ^ (unsigned)mask); }
+template <class T> T __shfl_xor_sync(unsigned, T value, int mask) {
+  return cuda_on_cpu::exchange(value, threadIdx.x ^ (unsigned)mask);
+}
 template <class T> T __shfl_down_sync(unsigned, T value, unsigned delta) {
   const unsigned lane = threadIdx.x % cuda_on_cpu::kWarp;
   return cuda_on_cpu::exchange(value, lane + delta < cuda_on_cpu::kWarp ? lane + delta : lane);
 }
 
+#define __expf expf  // a function of that name is in glibc
+static inline float __fdividef(float x, float y) { return x / y; }
 static inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return (uint64_t)((unsigned __int128)a * b >> 64); }
 static inline int __float_as_int(float x) {
   int bits;

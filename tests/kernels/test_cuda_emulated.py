@@ -12,7 +12,6 @@ import ctypes
 import itertools
 import math
 import mmap
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,9 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
-CUDA_HEADERS = ("cuda_runtime.h", "cuda_runtime_api.h", "cuda_fp16.h", "cuda_bf16.h")
+from .cuda_on_cpu import HERE, build
+
 ENTRY = """
 #include "cuda/gaussian.cu"
 using namespace genmod::cuda;
@@ -106,19 +104,7 @@ def load(path: Path) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("g++")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs g++ on Linux to build the CUDA kernels for the CPU")
-    folder = tmp_path_factory.mktemp("cuda_on_cpu")
-    for name in CUDA_HEADERS:
-        (folder / name).write_text(f'#include "{HERE / "cuda_on_cpu.h"}"\n')
-    (folder / "entry.cpp").write_text(ENTRY)
-    warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-    compiling = ("-std=c++17", "-O1", "-fPIC", "-fsanitize=alignment", *warnings, "-I.", f"-I{CSRC}", "-c", "entry.cpp")
-    for arguments in (compiling, ("-shared", "entry.o", "-o", "kernels.so")):
-        done = subprocess.run([compiler, *arguments], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    return folder / "kernels.so"
+    return build(tmp_path_factory.mktemp("cuda_on_cpu"), ENTRY)
 
 
 @pytest.fixture(scope="module")
@@ -636,7 +622,8 @@ def touch_only_what_is_theirs(library: ctypes.CDLL) -> Iterator[str]:
 
 def test_no_access_outside(built: Path) -> None:
     """In a process of its own, because one stray read ends it."""
-    done = subprocess.run([sys.executable, __file__, str(built)], capture_output=True, text=True)
+    module = [sys.executable, "-m", "kernels.test_cuda_emulated", str(built)]
+    done = subprocess.run(module, cwd=HERE.parent, capture_output=True, text=True)
     assert done.returncode == 0, f"died after: {done.stdout[-200:]}\n{done.stderr[-2000:]}"
 
 
