@@ -1,19 +1,22 @@
 """Total correlation and maximum mean discrepancy on a GPU, forward and backward: the family's face.
 
 The functions have the names, arguments and results of the dispatcher's ops. For the maths see
-genmod/reference/aggregate.py; the kernels are in kernels/total_correlation.py and kernels/mmd.py, and what both share,
-how all pairs are cut into tiles, in kernels/pairs.py. Nothing of batch x batch x latent is kept, nor of batch x batch:
-a backward computes its tiles again. Sums have a fixed order, and no number is added to by two programs.
+genmod/reference/aggregate.py. The kernels are in kernels/total_correlation.py, kernels/total_correlation_backward.py
+and kernels/mmd.py; what they share, how all pairs are cut into tiles, is in kernels/pairs.py. Nothing of batch x batch
+x latent is kept, nor of batch x batch: a backward computes its tiles again. Sums have a fixed order, and no number is
+added to by two programs.
 """
 
 from __future__ import annotations
 
 from genmod.kernels import mmd as _mmd
-from genmod.kernels import total_correlation as _total_correlation
+from genmod.kernels import total_correlation as _forward
+from genmod.kernels import total_correlation_backward as _backward
 from genmod.kernels.mmd import mmd, mmd_backward
-from genmod.kernels.total_correlation import total_correlation, total_correlation_backward
+from genmod.kernels.total_correlation import total_correlation
+from genmod.kernels.total_correlation_backward import total_correlation_backward
 
 __all__ = ["COMPILE_CASES", "mmd", "mmd_backward", "total_correlation", "total_correlation_backward"]
 
 #: What to compile ahead of time (see genmod/testing/compile_only.py).
-COMPILE_CASES = {**_total_correlation.CASES, **_mmd.CASES}
+COMPILE_CASES = {**_forward.CASES, **_backward.CASES, **_mmd.CASES}

@@ -1,12 +1,11 @@
-"""Total correlation on a GPU, forward and backward. See kernels/aggregate.py, and kernels/pairs.py for the tiles.
+"""Total correlation on a GPU, forward. See kernels/aggregate.py, and kernels/pairs.py for the tiles.
 
 The log2-density of a pair in a dimension is t = scale (z - centre)^2 + offset. A sum of powers 2^t is kept as its
 largest t and what the sum is relative to that one: the rounding of a large log is itself large. t is computed by the
 same instructions everywhere (so the explicit `fma`), so that none is above its maximum when it is computed again.
 
-Forward: `_prepare` copies, `_sweep` has the sums of each part of the columns, `_normalizers` puts parts together, and
-`_finish` adds up rows. Backward: `_prepare`, then a sweep that holds rows, for z, and one that holds columns, for mean
-and logvar, each followed by a kernel that adds up parts.
+`_prepare` copies, `_sweep` has the sums of each part of the columns, `_normalizers` puts parts together, and `_finish`
+adds up rows. The backward is in kernels/total_correlation_backward.py.
 
 All are bound by instructions: per pair and dimension, with what tiles share, some 10 forward, 14 for z and 18 for the
 columns, of which one exponential each.
@@ -27,7 +26,7 @@ from genmod.kernels.launch import launch
 from genmod.kernels.pairs import PITCH, REGISTERS, Cut, cut, dims_block, empty, pitch, wide
 
 _LN2 = math.log(2.0)
-_SIZES = ["rows", "batch", "dims", "first_row", "row_tiles", "column_tiles", "steps", "blocks", "tiles", "parts"]
+SIZES = ["rows", "batch", "dims", "first_row", "row_tiles", "column_tiles", "steps", "blocks", "tiles", "parts"]
 _STRIDES = [f"{name}_{axis}" for name in ("z", "mean", "logvar") for axis in ("row", "dim")]
 
 
@@ -38,7 +37,7 @@ def _number(value, like):
 
 
 @triton.jit
-def _weight(row, column, batch, own, successor, like):
+def weight_of(row, column, batch, own, successor, like):
     """The weight of a pair, relative to that of most pairs. `row` and `column` are indices in the batch."""
     next_column = tl.where(row + 1 == batch, 0, row + 1)
     by_successor = tl.where(next_column == column, _number(successor, like), 1.0)
@@ -46,13 +45,13 @@ def _weight(row, column, batch, own, successor, like):
 
 
 @triton.jit
-def _special(row, ROWS: tl.constexpr, column, COLUMNS: tl.constexpr, batch):
+def is_special(row, ROWS: tl.constexpr, column, COLUMNS: tl.constexpr, batch):
     """Whether a tile has a pair whose weight is not that of most: it is on the diagonal or one beside."""
     return ((column <= row + ROWS) & (row < column + COLUMNS)) | ((column == 0) & (row + ROWS >= batch))
 
 
 @triton.jit
-def _gradient(value, batch, like):
+def gradient(value, batch, like):
     """An incoming gradient over the batch, 0 if there is none."""
     if value is None:
         return tl.zeros([1], like.dtype)
@@ -65,7 +64,7 @@ def _load(pointer, inside, like):
     return tl.load(pointer, mask=inside, other=0.0).to(like.dtype)
 
 
-@triton.jit(do_not_specialize=[*_SIZES, *_STRIDES])
+@triton.jit(do_not_specialize=[*SIZES, *_STRIDES])
 def _prepare(
     points, joints, columns, sums, z, mean, logvar, normalizers, information, correlation, kl,
     z_row, z_dim, mean_row, mean_dim, logvar_row, logvar_dim,
@@ -82,9 +81,9 @@ def _prepare(
     total = tl.zeros([MEMBERS], sums.dtype.element_ty)
     second = rows.to(tl.int64) * (dims + 1)
     if normalizers is not None:
-        of_correlation = _gradient(correlation, batch, total)
-        of_joint = (of_correlation - _gradient(information, batch, total))[None, :]
-        of_marginals = (_gradient(kl, batch, total) - of_correlation)[None, :]
+        of_correlation = gradient(correlation, batch, total)
+        of_joint = (of_correlation - gradient(information, batch, total))[None, :]
+        of_marginals = (gradient(kl, batch, total) - of_correlation)[None, :]
         last = k * (dims + 1) + dims
         tl.store(joints + k, tl.load(normalizers + last, mask=is_row, other=float("inf")), mask=k < row_pitch)
         inverse = tl.load(normalizers + second + last, mask=is_row, other=0.0)
@@ -119,7 +118,7 @@ def _prepare(
 
 
 @triton.jit
-def _own_part(blocks, tiles, walked, WALKED: tl.constexpr):
+def own_part(blocks, tiles, walked, WALKED: tl.constexpr):
     """The block of a program, its part, and that part's first and last tile."""
     block, part = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     first = part * tiles
@@ -127,34 +126,9 @@ def _own_part(blocks, tiles, walked, WALKED: tl.constexpr):
 
 
 @triton.jit
-def _term(at, centre, scale):
+def term(at, centre, scale):
     delta = at - centre
     return delta, delta * scale
-
-
-@triton.jit
-def _densities(
-    z, columns, sums, z_offset, column_offset, row_pitch, column_pitch, steps,
-    ROWS_HELD: tl.constexpr, DIMS: tl.constexpr, WALKED: tl.constexpr, HELD: tl.constexpr,
-):  # fmt: skip
-    """The joint log2-densities of a tile, [WALKED, HELD]."""
-    total = tl.zeros([DIMS, WALKED, HELD], z.dtype.element_ty)
-    plane = steps * (DIMS * column_pitch)
-    for _ in range(steps):
-        if ROWS_HELD:
-            at = tl.load(z + z_offset)
-            centre, scale = (
-                tl.load(columns + column_offset)[:, :, None],
-                tl.load(columns + plane + column_offset)[:, :, None],
-            )
-        else:
-            at = tl.load(z + z_offset)[:, :, None]
-            centre, scale = tl.load(columns + column_offset), tl.load(columns + plane + column_offset)
-        delta, bent = _term(at, centre, scale)
-        total = tl.fma(bent, delta, total)
-        z += DIMS * row_pitch
-        columns += DIMS * column_pitch
-    return tl.sum(total, axis=0)
 
 
 @triton.jit
@@ -173,7 +147,7 @@ def _sweep_tile(
         centre = tl.load(columns + column_offset)[:, :, None]
         scale = tl.load(columns + plane + column_offset)[:, :, None]
         offset = tl.load(columns + 2 * plane + column_offset)[:, :, None]
-        delta, bent = _term(at, centre, scale)
+        delta, bent = term(at, centre, scale)
         joint = tl.fma(bent, delta, joint)
         t = tl.fma(bent, delta, offset)
         higher = tl.maximum(top, tl.max(t, axis=1))
@@ -189,7 +163,7 @@ def _sweep_tile(
     return tl.sum(joint, axis=0) + tl.load(sums)[:, None]
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _sweep(
     tops, totals, own_density, z, columns, sums,
     rows, batch, first_row, row_tiles, column_tiles, blocks, tiles, steps, own: tl.float64, successor: tl.float64,
@@ -197,7 +171,7 @@ def _sweep(
 ):  # fmt: skip
     """The largest terms and the sums relative to them, [parts, D + 1, rows], of a block of rows and a part of the
     columns; the last is the joint. And the joint log2-density of a row's own column."""
-    block, part, tile, last = _own_part(blocks, tiles, batch, WALKED)
+    block, part, tile, last = own_part(blocks, tiles, batch, WALKED)
     row_pitch, column_pitch = row_tiles.to(tl.int64) * PITCH, column_tiles.to(tl.int64) * PITCH
     d, lane, k = tl.arange(0, DIMS), tl.arange(0, HELD), tl.arange(0, WALKED)
     i = block * HELD + lane
@@ -213,9 +187,9 @@ def _sweep(
         column = index * WALKED
         j = column + k
         column_offset = d[:, None] * column_tiles * PITCH + j[None, :]
-        special = _special(block * HELD + first_row, HELD, column, WALKED, batch)
+        special = is_special(block * HELD + first_row, HELD, column, WALKED, batch)
         if special:
-            weight = _weight(row[None, :], j[:, None], batch, own, successor, like)
+            weight = weight_of(row[None, :], j[:, None], batch, own, successor, like)
             density = _sweep_tile(
                 z, columns, sums + j, tops + state, totals + state, z_offset, column_offset, place, weight, row_pitch,
                 column_pitch, steps, begun, True, FLOOR, DIMS, WALKED, HELD,
@@ -239,7 +213,7 @@ def _sweep(
     tl.store(totals + state + i, joint_total)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _normalizers(
     out, marginals, distances, tops, totals, z, rows, dims, row_tiles, steps, parts, rest: tl.float64,
     FLOOR: tl.constexpr, PITCH: tl.constexpr, DIMS: tl.constexpr, MEMBERS: tl.constexpr, CHUNK: tl.constexpr,
@@ -275,7 +249,7 @@ def _normalizers(
     tl.store(distances + chunk * pitch + i, tl.sum(distance, axis=0))
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "chunks"])
+@triton.jit(do_not_specialize=[*SIZES, "chunks"])
 def _finish(
     information, correlation, kl, normalizers, own_density, marginals, distances,
     rows, dims, row_tiles, chunks, rest: tl.float64, factor: tl.float64, PITCH: tl.constexpr, MEMBERS: tl.constexpr,
@@ -304,214 +278,10 @@ def _finish(
     tl.store(kl + one, tl.sum(to_kl, axis=0) * factor)
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _to_rows(
-    pulls, points, joints, columns, sums,
-    rows, batch, first_row, row_tiles, column_tiles, blocks, tiles, steps, own: tl.float64, successor: tl.float64,
-    PITCH: tl.constexpr, DIMS: tl.constexpr, WALKED: tl.constexpr, HELD: tl.constexpr,
-):  # fmt: skip
-    """What a part of the columns does to a block of rows: sum over j of W scale (z - centre), [parts, D, rows]."""
-    block, part, tile, last = _own_part(blocks, tiles, batch, WALKED)
-    row_pitch, column_pitch = row_tiles.to(tl.int64) * PITCH, column_tiles.to(tl.int64) * PITCH
-    d, lane, k = tl.arange(0, DIMS), tl.arange(0, HELD), tl.arange(0, WALKED)
-    i = block * HELD + lane
-    row = i + first_row
-    z_offset = d[:, None, None] * row_tiles * PITCH + i[None, None, :]
-    place = d[:, None] * row_tiles * PITCH + i[None, :]
-    row_plane, column_plane = steps * (DIMS * row_pitch), steps * (DIMS * column_pitch)
-    pulls += part * row_plane
-    joint_top, joint_factor = tl.load(joints + i)[None, :], tl.load(joints + row_pitch + i)[None, :]
-    begun = tile < 0
-    for index in range(tile, last):
-        column = index * WALKED
-        j = column + k
-        column_offset = d[:, None] * column_tiles * PITCH + j[None, :]
-        special = _special(block * HELD + first_row, HELD, column, WALKED, batch)
-        density = _densities(
-            points, columns, sums, z_offset, column_offset, row_pitch, column_pitch, steps, True, DIMS, WALKED, HELD
-        )
-        density += tl.load(sums + j)[:, None]
-        of_joint = tl.exp2(tl.minimum(density - joint_top, 0.0)) * joint_factor
-        z, c, out = points, columns, pulls
-        if special:
-            weight = _weight(row[None, :], j[:, None], batch, own, successor, joint_top)
-            of_joint *= weight
-            for _ in range(steps):
-                pull = _row_pull(z, c, row_plane, column_plane, z_offset, column_offset, of_joint, weight, True)
-                tl.store(out + place, tl.load(out + place, mask=begun, other=0.0) + pull)
-                z += DIMS * row_pitch
-                out += DIMS * row_pitch
-                c += DIMS * column_pitch
-        else:
-            for _ in range(steps):
-                pull = _row_pull(z, c, row_plane, column_plane, z_offset, column_offset, of_joint, None, False)
-                tl.store(out + place, tl.load(out + place, mask=begun, other=0.0) + pull)
-                z += DIMS * row_pitch
-                out += DIMS * row_pitch
-                c += DIMS * column_pitch
-        begun = index >= 0
-
-
-@triton.jit
-def _share(bent, delta, offset, top, factor, of_joint, weight, SPECIAL: tl.constexpr):
-    """W, the gradient of a pair's t in a dimension."""
-    power = tl.exp2(tl.minimum(tl.fma(bent, delta, offset) - top, 0.0))
-    if SPECIAL:
-        power *= weight[None, :, :]
-    return tl.fma(power, factor, of_joint[None, :, :])
-
-
-@triton.jit
-def _row_pull(
-    z, columns, row_plane, column_plane, z_offset, column_offset, of_joint, weight, SPECIAL: tl.constexpr
-):  # fmt: skip
-    at = tl.load(z + z_offset)
-    top = tl.load(z + row_plane + z_offset)
-    factor = tl.load(z + 2 * row_plane + z_offset)
-    centre = tl.load(columns + column_offset)[:, :, None]
-    scale = tl.load(columns + column_plane + column_offset)[:, :, None]
-    offset = tl.load(columns + 2 * column_plane + column_offset)[:, :, None]
-    delta, bent = _term(at, centre, scale)
-    return tl.sum(_share(bent, delta, offset, top, factor, of_joint, weight, SPECIAL) * bent, axis=1)
-
-
-@triton.jit
-def _column_pull(
-    out, z, columns, row_plane, column_plane, z_offset, column_offset, place, of_joint, weight, begun,
-    SPECIAL: tl.constexpr,
-):  # fmt: skip
-    """Adds W, W delta and W delta^2, summed over a tile's rows, to `out`."""
-    at = tl.load(z + z_offset)[:, :, None]
-    top = tl.load(z + row_plane + z_offset)[:, :, None]
-    factor = tl.load(z + 2 * row_plane + z_offset)[:, :, None]
-    centre = tl.load(columns + column_offset)
-    scale = tl.load(columns + column_plane + column_offset)
-    offset = tl.load(columns + 2 * column_plane + column_offset)
-    first = tl.load(out + place, mask=begun, other=0.0)
-    second = tl.load(out + column_plane + place, mask=begun, other=0.0)
-    third = tl.load(out + 2 * column_plane + place, mask=begun, other=0.0)
-    delta, bent = _term(at, centre, scale)
-    share = _share(bent, delta, offset, top, factor, of_joint, weight, SPECIAL)
-    pull = share * delta
-    tl.store(out + place, first + tl.sum(share, axis=1))
-    tl.store(out + column_plane + place, second + tl.sum(pull, axis=1))
-    tl.store(out + 2 * column_plane + place, third + tl.sum(pull * delta, axis=1))
-
-
-@triton.jit(do_not_specialize=_SIZES)
-def _to_columns(
-    pulls, points, joints, columns, sums,
-    rows, batch, first_row, row_tiles, column_tiles, blocks, tiles, steps, own: tl.float64, successor: tl.float64,
-    PITCH: tl.constexpr, DIMS: tl.constexpr, WALKED: tl.constexpr, HELD: tl.constexpr,
-):  # fmt: skip
-    """What a part of the rows does to a block of columns: sums over i of W, W delta and W delta^2, delta being
-    z - centre, [parts, 3, D, columns]."""
-    block, part, tile, last = _own_part(blocks, tiles, rows, WALKED)
-    row_pitch, column_pitch = row_tiles.to(tl.int64) * PITCH, column_tiles.to(tl.int64) * PITCH
-    d, lane, k = tl.arange(0, DIMS), tl.arange(0, HELD), tl.arange(0, WALKED)
-    j = block * HELD + lane
-    column_offset = d[:, None, None] * column_tiles * PITCH + j[None, None, :]
-    place = d[:, None] * column_tiles * PITCH + j[None, :]
-    row_plane, column_plane = steps * (DIMS * row_pitch), steps * (DIMS * column_pitch)
-    pulls += part * 3 * column_plane
-    of_column = tl.load(sums + j)[None, :]
-    begun = tile < 0
-    for index in range(tile, last):
-        i = index * WALKED + k
-        row = i + first_row
-        z_offset = d[:, None] * row_tiles * PITCH + i[None, :]
-        special = _special(index * WALKED + first_row, WALKED, block * HELD, HELD, batch)
-        density = _densities(
-            points, columns, sums, z_offset, column_offset, row_pitch, column_pitch, steps, False, DIMS, WALKED, HELD
-        )
-        density += of_column
-        joint_top, joint_factor = tl.load(joints + i)[:, None], tl.load(joints + row_pitch + i)[:, None]
-        of_joint = tl.exp2(tl.minimum(density - joint_top, 0.0)) * joint_factor
-        z, c, out = points, columns, pulls
-        if special:
-            weight = _weight(row[:, None], j[None, :], batch, own, successor, of_column)
-            of_joint *= weight
-            for _ in range(steps):
-                _column_pull(
-                    out, z, c, row_plane, column_plane, z_offset, column_offset, place, of_joint, weight, begun, True
-                )
-                z += DIMS * row_pitch
-                out += DIMS * column_pitch
-                c += DIMS * column_pitch
-        else:
-            for _ in range(steps):
-                _column_pull(
-                    out, z, c, row_plane, column_plane, z_offset, column_offset, place, of_joint, None, begun, False
-                )
-                z += DIMS * row_pitch
-                out += DIMS * column_pitch
-                c += DIMS * column_pitch
-        begun = index >= 0
-
-
-@triton.jit(do_not_specialize=_SIZES)
-def _finish_rows(
-    out, pulls, points, columns, information, kl, rows, batch, dims, first_row, row_tiles, column_tiles, steps, parts,
-    PITCH: tl.constexpr, DIMS: tl.constexpr, MEMBERS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The gradient of z: what all columns do, and a row's own density and the prior."""
-    blocks = row_tiles * (PITCH // MEMBERS)
-    i = (tl.program_id(0) % blocks).to(tl.int64) * MEMBERS + tl.arange(0, MEMBERS)[None, :]
-    d = (tl.program_id(0) // blocks * CHUNK + tl.arange(0, CHUNK)).to(tl.int64)[:, None]
-    row_pitch, column_pitch = row_tiles.to(tl.int64) * PITCH, column_tiles.to(tl.int64) * PITCH
-    inside, padded = (d < dims) & (i < rows), (steps * DIMS).to(tl.int64)
-    place = d * row_pitch + i
-    at = tl.load(points + place, mask=inside, other=0.0)
-    of_column = d * column_pitch + first_row + i
-    centre = tl.load(columns + of_column, mask=inside, other=0.0)
-    scale = tl.load(columns + padded * column_pitch + of_column, mask=inside, other=0.0)
-    total = tl.zeros([CHUNK, MEMBERS], at.dtype)
-    for _ in tl.range(0, parts, loop_unroll_factor=4):
-        total += tl.load(pulls + place, mask=inside, other=0.0)
-        pulls += padded * row_pitch
-    to_own, to_prior = _gradient(information, batch, at), _gradient(kl, batch, at)
-    result = 1.38629436111989061883 * (total + to_own * (scale * (at - centre))) + to_prior * at
-    tl.store(out + i * dims + d, result.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=_SIZES)
-def _finish_columns(
-    d_mean, d_logvar, pulls, points, columns, information,
-    rows, batch, dims, first_row, row_tiles, column_tiles, steps, parts,
-    PITCH: tl.constexpr, DIMS: tl.constexpr, MEMBERS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The gradients of mean and logvar: what all rows do, and the column's own row, if that is one of them."""
-    blocks = column_tiles * (PITCH // MEMBERS)
-    j = (tl.program_id(0) % blocks).to(tl.int64) * MEMBERS + tl.arange(0, MEMBERS)[None, :]
-    d = (tl.program_id(0) // blocks * CHUNK + tl.arange(0, CHUNK)).to(tl.int64)[:, None]
-    row_pitch, column_pitch = row_tiles.to(tl.int64) * PITCH, column_tiles.to(tl.int64) * PITCH
-    inside, padded = (d < dims) & (j < batch), (steps * DIMS).to(tl.int64)
-    place, plane, i = d * column_pitch + j, padded * column_pitch, j - first_row
-    centre = tl.load(columns + place, mask=inside, other=0.0)
-    scale = tl.load(columns + plane + place, mask=inside, other=0.0)
-    total = tl.zeros([CHUNK, MEMBERS], centre.dtype)
-    bend, square = total, total
-    for _ in tl.range(0, parts, loop_unroll_factor=4):
-        total += tl.load(pulls + place, mask=inside, other=0.0)
-        bend += tl.load(pulls + plane + place, mask=inside, other=0.0)
-        square += tl.load(pulls + 2 * plane + place, mask=inside, other=0.0)
-        pulls += 3 * plane
-    mine = inside & (i >= 0) & (i < rows)
-    delta = tl.where(mine, tl.load(points + d * row_pitch + i, mask=mine, other=0.0) - centre, 0.0)
-    to_own = tl.where(mine, _gradient(information, batch, centre), 0.0)
-    precision = -1.38629436111989061883 * scale
-    if d_mean is not None:
-        result = precision * (bend + to_own * delta)
-        tl.store(d_mean + j * dims + d, result.to(d_mean.dtype.element_ty), mask=inside)
-    if d_logvar is not None:
-        result = 0.5 * (precision * (square + to_own * delta * delta) - (total + to_own))
-        tl.store(d_logvar + j * dims + d, result.to(d_logvar.dtype.element_ty), mask=inside)
-
-
 # --- Launchers.
 
 _WARPS = 4
-_MEMBERS, _CHUNK = 32, 16  # of what the kernels that copy and add up take at a time
+_MEMBERS, DIMS_AT_ONCE = 32, 16  # of what the kernels that copy and add up take at a time
 
 
 def _weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
@@ -522,7 +292,7 @@ def _weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, floa
     return others / dataset_size, (dataset_size - others) / dataset_size, -math.log2(others)
 
 
-class _Batch:
+class Batch:
     """The copies that the kernels work on, and the arguments that they take."""
 
     def __init__(
@@ -544,8 +314,8 @@ class _Batch:
             arguments |= {f"{name}_row": t.stride(0), f"{name}_dim": t.stride(1)}
         block = dims_block(self.dims)
         arguments |= self.take("rows", "batch", "dims", "row_tiles", "column_tiles", "PITCH")
-        arguments |= {"steps": self.padded // block, "DIMS": block, "MEMBERS": _MEMBERS, "CHUNK": _CHUNK}
-        self.launch(_prepare, self.column_pitch // _MEMBERS, arguments)
+        arguments |= {"steps": self.padded // block, "DIMS": block, "MEMBERS": _MEMBERS, "CHUNK": DIMS_AT_ONCE}
+        self.launch(_prepare, self.column_pitch // _MEMBERS, arguments, num_warps=8)
 
     def take(self, *names: str) -> dict[str, Any]:
         """The arguments of these names."""
@@ -570,21 +340,27 @@ class _Batch:
 
     def add_up(self, kernel: Any, how: Cut, members: int, chunks: int, arguments: dict[str, Any]) -> None:
         """A kernel over blocks of padded members and of dimensions."""
-        arguments |= {"steps": how.steps, "parts": how.parts, "DIMS": how.dims, "MEMBERS": _MEMBERS, "CHUNK": _CHUNK}
+        arguments |= {
+            "steps": how.steps,
+            "parts": how.parts,
+            "DIMS": how.dims,
+            "MEMBERS": _MEMBERS,
+            "CHUNK": DIMS_AT_ONCE,
+        }
         self.launch(kernel, members // _MEMBERS * chunks, arguments)
 
 
 def total_correlation(
     z: Tensor, mean: Tensor, logvar: Tensor, dataset_size: int, estimator: str, first_row: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    b = _Batch(z, mean, logvar, dataset_size, estimator, first_row)
+    b = Batch(z, mean, logvar, dataset_size, estimator, first_row)
     how = b.cut(b.rows, b.batch)
     tops, totals = (empty(z, how.parts, b.padded + 1, b.row_pitch) for _ in range(2))
     own_density, floor = empty(z, b.row_pitch), torch.finfo(wide(z.dtype)).min
     tensors = {"tops": tops, "totals": totals, "own_density": own_density, "z": b.points}
     b.sweep(_sweep, how, {**tensors, "FLOOR": floor})
 
-    chunks = triton.cdiv(b.dims + 1, _CHUNK)
+    chunks = triton.cdiv(b.dims + 1, DIMS_AT_ONCE)
     marginals, distances = (empty(z, chunks, b.row_pitch) for _ in range(2))
     normalizers, scalars = empty(z, 2, b.rows, b.dims + 1), [empty(z) for _ in range(3)]
     tensors = {"out": normalizers, "marginals": marginals, "distances": distances, "tops": tops, "totals": totals}
@@ -598,47 +374,12 @@ def total_correlation(
     return *scalars, normalizers
 
 
-def total_correlation_backward(
-    grad_mutual_information: Tensor | None,
-    grad_total_correlation: Tensor | None,
-    grad_dimension_kl: Tensor | None,
-    z: Tensor,
-    mean: Tensor,
-    logvar: Tensor,
-    normalizers: Tensor,
-    dataset_size: int,
-    estimator: str,
-    first_row: int,
-    wanted: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = (grad_mutual_information, grad_total_correlation, grad_dimension_kl)
-    b = _Batch(z, mean, logvar, dataset_size, estimator, first_row, normalizers.contiguous(), gradients)
-    found = [t.new_empty(t.shape) if wanted >> i & 1 else None for i, t in enumerate((z, mean, logvar))]
-    d_z, d_mean, d_logvar = found
-    chunks = triton.cdiv(b.dims, _CHUNK)
-    tensors = {"points": b.points, "joints": b.joints}
-    shared = {"points": b.points, "columns": b.columns, "information": grad_mutual_information}
-    shared |= b.take("rows", "batch", "dims", "first_row", "row_tiles", "column_tiles", "PITCH")
-    if d_z is not None:
-        how = b.cut(b.rows, b.batch)
-        pulls = empty(z, how.parts, b.padded, b.row_pitch)
-        b.sweep(_to_rows, how, {"pulls": pulls, **tensors})
-        arguments = {"out": d_z, "pulls": pulls, "kl": grad_dimension_kl, **shared}
-        b.add_up(_finish_rows, how, b.row_pitch, chunks, arguments)
-        del pulls, arguments  # their memory serves the columns
-    if d_mean is not None or d_logvar is not None:
-        how = b.cut(b.batch, b.rows)
-        pulls = empty(z, how.parts, 3, b.padded, b.column_pitch)
-        b.sweep(_to_columns, how, {"pulls": pulls, **tensors})
-        arguments = {"d_mean": d_mean, "d_logvar": d_logvar, "pulls": pulls, **shared}
-        b.add_up(_finish_columns, how, b.column_pitch, chunks, arguments)
-    return tuple(z.new_empty(0) if g is None else g for g in found)
-
-
 # --- What to compile ahead of time (see genmod/testing/compile_only.py).
 
 
-def _case(op: Any, dtype: torch.dtype, batch: int, dims: int) -> Any:
+def case(op: Any, dtype: torch.dtype, batch: int, dims: int) -> Any:
+    """A call of one of the two ops on meta tensors."""
+
     def call() -> None:
         def make(*sizes: int, of: torch.dtype = dtype) -> Tensor:
             return torch.empty(sizes, dtype=of, device="meta")
@@ -654,10 +395,7 @@ def _case(op: Any, dtype: torch.dtype, batch: int, dims: int) -> Any:
 
 #: Between them they reach every branch of every kernel.
 CASES = {
-    "total_correlation, float32": _case(total_correlation, torch.float32, 128, 64),
-    "total_correlation, bfloat16, odd": _case(total_correlation, torch.bfloat16, 77, 3),
-    "total_correlation, float64, odd": _case(total_correlation, torch.float64, 77, 10),
-    "total_correlation_backward, float32": _case(total_correlation_backward, torch.float32, 128, 64),
-    "total_correlation_backward, bfloat16, odd": _case(total_correlation_backward, torch.bfloat16, 77, 3),
-    "total_correlation_backward, float64, odd": _case(total_correlation_backward, torch.float64, 77, 10),
+    "total_correlation, float32": case(total_correlation, torch.float32, 128, 64),
+    "total_correlation, bfloat16, odd": case(total_correlation, torch.bfloat16, 77, 3),
+    "total_correlation, float64, odd": case(total_correlation, torch.float64, 77, 10),
 }

@@ -86,7 +86,7 @@ def test_the_cases_reach_every_kernel(family: str) -> None:
         for case in MODULES[family].COMPILE_CASES.values():
             case()
     # A family may have its kernels in modules of their own.
-    modules = [MODULES[family], *(importlib.import_module(launch.kernel.__module__) for launch in launches)]
+    modules = [MODULES[family], *(importlib.import_module(launch.kernel.fn.__module__) for launch in launches)]
     functions = {
         name: value for module in modules for name, value in vars(module).items() if isinstance(value, KernelInterface)
     }
