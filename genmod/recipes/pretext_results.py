@@ -30,8 +30,8 @@ from genmod.recipes.trainer import train
 DRAWS = 10  # of what is asked about the held-out images, which are few: 179 digits, 64 photos
 COLUMNS = {
     "accuracy": ("accuracy", "{:.1%}"),
-    "error": ("error", "{:.4f}"),
-    "chance": ("of chance", "{:.4f}"),
+    "error": ("error", "{:.5f}"),
+    "chance": ("of chance", "{:.5f}"),
     "seconds": ("CPU seconds", "{:.0f}"),
     "data_share": ("fetching data", "{:.1%}"),
 }
