@@ -159,16 +159,21 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments, options = self.slots(args), {name: self.slots(value) for name, value in (kwargs or {}).items()}
         result = func(*args, **(kwargs or {}))
-        made = (result,) if isinstance(result, Tensor) else tuple(result)
         if func._schema.name.removeprefix("aten::") in _ALLOCATES:
-            options = {"dtype": result.dtype, "device": result.device}
-            self.steps.append(_Allocation(result.shape, result.stride(), options))
-        else:
-            # By its schema `contiguous` is a view too, but only where there is nothing to do.
-            is_view = func.is_view and all(self.slot_of_memory(t) is not None for t in made if t is not None)
-            self.steps.append(_Operation(func, arguments, options, len(made), is_view))
+            self.allocated(result)
+            return result
+        made = (result,) if isinstance(result, Tensor) else tuple(result)
+        # By its schema `contiguous` is a view too, but only where there is nothing to do.
+        is_view = func.is_view and all(self.slot_of_memory(t) is not None for t in made if t is not None)
+        self.steps.append(_Operation(func, arguments, options, len(made), is_view))
         self.tensors.extend(made)
         return result
+
+    def allocated(self, tensor: Tensor) -> None:
+        """Room for a tensor was made."""
+        options = {"dtype": tensor.dtype, "device": tensor.device}
+        self.steps.append(_Allocation(tensor.shape, tensor.stride(), options))
+        self.tensors.append(tensor)
 
     def launched(self, made: launch.Launch, compiled: Any) -> None:
         """Told of a launch."""
@@ -189,12 +194,17 @@ class _Watch(TorchDispatchMode):
         return type(value)(map(self.slots, value)) if isinstance(value, (tuple, list)) else value
 
     def results(self, value: Any) -> Any:
-        """Slots of what a launcher returns, a tensor or several: fresh ones, so none is an input or another result."""
+        """Slots of what a launcher returns, a tensor or several: fresh ones, so none is an input or another result. One
+        without elements that it returns twice becomes two."""
         taken = set(range(self.inputs))
         slots = []
         for tensor in (value,) if isinstance(value, Tensor) else value:
             wanted = _identity(tensor)
-            number = next(i for i, t in enumerate(self.tensors) if i not in taken and _identity(t) == wanted)
+            free = (i for i, t in enumerate(self.tensors) if i not in taken and _identity(t) == wanted)
+            if (number := next(free, None)) is None:
+                assert not tensor.numel(), "a launcher returns an input, or one tensor twice"
+                number = len(self.tensors)
+                self.allocated(tensor)
             taken.add(number)
             slots.append(_Slot(number))
         return slots[0] if isinstance(value, Tensor) else tuple(slots)

@@ -165,17 +165,15 @@ def upsample_conv2d_backward(
             grad, x, folded, [weight.shape[0]], STRIDE, PADDING, [1, 1],
             True, [0, 0], groups, [bool(wanted & 1), bool(wanted & 2), bool(wanted & 4)],
         )  # fmt: skip
-    none = x.new_empty(0)
-    d_weight = none
+    d_weight = layout.empty_output(weight) if wanted & 2 else x.new_empty(0)
     if wanted & 2:
-        d_weight = layout.empty_output(weight)
         if not d_folded.is_contiguous(memory_format=layout.memory_format_of(d_folded)):
             d_folded = d_folded.contiguous()
         _launch(_unfold, d_weight, d_folded, groups)
     return (
-        dx.contiguous(memory_format=layout.memory_format_of(x)) if wanted & 1 else none,
+        dx.contiguous(memory_format=layout.memory_format_of(x)) if wanted & 1 else x.new_empty(0),
         d_weight,
-        d_bias if wanted & 4 else none,
+        d_bias if wanted & 4 else x.new_empty(0),
     )
 
 

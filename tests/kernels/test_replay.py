@@ -121,6 +121,20 @@ def test_nothing_is_returned_twice(kernel):
         assert torch.equal(second, x)
 
 
+def test_one_nothing_returned_twice_becomes_two(kernel):
+    def launcher(x):
+        nothing = x.new_empty(0)
+        return nothing, copied(kernel, x), nothing
+
+    call = replay.remembering(launcher)
+    for count in range(3):
+        x = torch.randn(3)
+        first, second, third = call(x)
+        assert torch.equal(second, x)
+        assert first.shape == third.shape == (0,)
+        assert count == 0 or first is not third
+
+
 def test_operators_that_return_nothing_for_something(kernel):
     def launcher(grad, x, weight):
         dx, d_weight, _ = torch.ops.aten.convolution_backward(
