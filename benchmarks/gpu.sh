@@ -16,10 +16,11 @@ mkdir -p "$OUT"
 
 build() { GENMOD_CUDA=1 "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index -e .; }
 doctor() { "$PYTHON" -m genmod doctor --json; }
-battery() { "$PYTHON" -m pytest -q -m gpu tests/ops; }
+battery() { "$PYTHON" -m pytest -q -m gpu --numprocesses "${WORKERS:-8}" tests/ops tests/nn tests/penalties tests/swap; }
+recipes() { "$PYTHON" -m pytest -q -m gpu --numprocesses "${WORKERS:-8}" tests/recipes; }
 kernels() { "$PYTHON" -m pytest -q tests/kernels; }
-memcheck() { compute-sanitizer --tool memcheck --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu tests/ops/test_battery.py -k "cuda-cuda and accuracy and float32"; }
-racecheck() { compute-sanitizer --tool racecheck --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu tests/ops/test_battery.py -k "cuda-cuda and accuracy and float32"; }
+memcheck() { compute-sanitizer --tool memcheck --kernel-name kernel_substring=genmod --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu tests/ops/test_battery.py -k "cuda-cuda and accuracy and float32"; }
+racecheck() { compute-sanitizer --tool racecheck --kernel-name kernel_substring=genmod --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu tests/ops/test_battery.py -k "cuda-cuda and accuracy and float32"; }
 measured() { "$PYTHON" -m genmod bench --device cuda --dtype "$2" --rounds 9 --mode forward --mode forward+backward --json "$OUT/$1_$2.json" "${@:3}"; }
 gaussian() { measured gaussian bfloat16 --op reparameterize --op gaussian_kl --op sample_kl; }
 losses() { measured losses float32 --op bernoulli_nll --op gaussian_nll --op laplace_nll --op discretized_logistic_nll --op logistic_mixture_nll; }
@@ -27,8 +28,10 @@ aggregate() { measured aggregate float32 --op total_correlation --op mmd; }
 norms() { measured norms bfloat16 --op group_norm_act --op batch_norm_act --op bias_act; }
 convolutions() { measured convolutions bfloat16 --op upsample_conv2d --op conv_transpose2d_norm_act; }
 steps() { "$PYTHON" -m genmod bench --device cuda --suite models --rounds 9 --json "$OUT/steps_float32.json"; }
+decoders() { "$PYTHON" -m genmod bench --device cuda --dtype bfloat16 --suite models --workload "VAE decoder" --rounds 7 --json "$OUT/decoders_bfloat16.json"; }
+critics() { "$PYTHON" -m genmod bench --device cuda --dtype bfloat16 --suite models --workload "critic" --rounds 5 --json "$OUT/critics_bfloat16.json"; }
 
-ALL=(build doctor battery kernels memcheck racecheck gaussian losses aggregate norms convolutions steps)
+ALL=(build doctor battery recipes kernels memcheck racecheck gaussian losses aggregate norms convolutions decoders critics steps)
 if [[ "${1:-}" == list ]]; then printf '%s\n' "${ALL[@]}"; exit; fi
 
 failed=0
