@@ -627,7 +627,8 @@ def group_norm_act_biased(
     keep_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     source, residual = dense(x, x, residual)
-    y, total = layout.empty_output(x), layout.empty_output(x) if keep_sum else None
+    # A sum with a residual is written down even if nobody keeps it: what follows the statistics reads one tensor then.
+    y, total = layout.empty_output(x), layout.empty_output(x) if keep_sum or residual is not None else None
     mean, rstd = (x.new_empty((x.shape[0], num_groups), dtype=_wide(x)) for _ in range(2))
     group, x_bias = x.shape[1] // num_groups, x_bias.contiguous()
     rest = _measure(source, residual, total, mean, rstd, group, eps, x_bias)
@@ -639,7 +640,7 @@ def group_norm_act_biased(
     how = cut(view(source, True), x.element_size(), 4, reduces=False)
     kind = normalisation | _options(x, activation, negative_slope)
     _tiled(_normalise, how, x, {"y": y, "total": None} | again | kind)
-    return y, x.new_empty(0) if total is None else total, mean, rstd
+    return y, total if keep_sum and total is not None else x.new_empty(0), mean, rstd
 
 
 def group_norm_act_backward(

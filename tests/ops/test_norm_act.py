@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch.nn.utils import stateless
 
 import genmod
-from genmod import _native, nn, ops
+from genmod import _native, backends, nn, ops
+from genmod.reference import norm_act as reference
 from genmod.specs import norm_act as specs
 from genmod.testing import battery
 
@@ -312,3 +313,26 @@ def test_bias_act_module():
     for make in (nn.GroupNormAct, nn.BatchNormAct):
         with pytest.raises(ValueError, match=r"activation.*swish.*silu"):
             make(4, *([4] if make is nn.GroupNormAct else []), activation="swish")
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+@pytest.mark.parametrize("keep_sum", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_bias_of_x_below_the_public_call(backend, keep_sum, with_residual):
+    """The dispatcher's op takes every combination, also those that no public call makes."""
+    status = {s.name: s for s in backends.status()}[backend]
+    if not status.available or (backend == "triton" and torch.cuda.is_available()):
+        pytest.skip(f"{backend} does not run on CPU tensors here: {status.reason}")
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 4, 5, 3), 8 + torch.randn(2, 4, 5, 3)
+    x_bias, weight, bias = 5 * torch.randn(4), torch.randn(4), torch.randn(4)
+    rest = (residual if with_residual else None, weight, bias, None, None, 2, 1e-5, "silu", 0.0, keep_sum)
+    expected = reference.group_norm_act_biased(x.double(), x_bias.double(), *_doubled(rest))
+    with genmod.backend(backend):
+        found = torch.ops.genmod.group_norm_act_biased(x, x_bias, *rest)
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f.double(), e, rtol=1e-5, atol=1e-5)
+
+
+def _doubled(values):
+    return (v.double() if isinstance(v, torch.Tensor) else v for v in values)
