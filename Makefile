@@ -39,8 +39,9 @@ help:
 demo: $(VENV)/.genmod-train
 	$(PY) -m genmod demo $(ARGS)
 
+# A worker that crashes ends the run: pytest-xdist would start another, and then wait forever for the last tests.
 test: $(VENV)/.genmod-test
-	$(PY) -m pytest --numprocesses=auto $(ARGS)
+	$(PY) -m pytest --numprocesses=auto --max-worker-restart=0 $(ARGS)
 
 bench: $(VENV)/.genmod-test
 	$(PY) -m genmod bench $(ARGS)

@@ -36,16 +36,20 @@ def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """`function.apply` for a function without `setup_context`. What torch does around that in Python, for each argument
-    and in case there is one, takes longer than a small kernel."""
+    """`function.apply` for a function without `setup_context`, inside the gate. What torch does around that in Python,
+    for each argument and in case there is one, takes longer than a small kernel."""
     # The method in C that torch's own ends in.
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     unwrap = torch._C._functorch.unwrap_if_dead
 
     def call(*inputs: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
-            return function.apply(*inputs)
-        return apply(*[unwrap(i) if isinstance(i, Tensor) else i for i in inputs])
+        try:
+            gate.enter()
+            if torch._C._are_functorch_transforms_active():
+                return function.apply(*inputs)
+            return apply(*[unwrap(i) if isinstance(i, Tensor) else i for i in inputs])
+        finally:
+            gate.leave()
 
     return call
 
@@ -95,12 +99,12 @@ def differentiate(
     apply = apply_of(Function)
 
     def kernel(*inputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            for i in inputs:
+                if isinstance(i, Tensor) and i.requires_grad:
+                    return apply(*inputs)
         try:
             gate.enter()
-            if torch.is_grad_enabled():
-                for i in inputs:
-                    if isinstance(i, Tensor) and i.requires_grad:
-                        return apply(*inputs)
             with below_autograd():
                 return overload(*inputs)
         finally:
