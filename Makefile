@@ -39,9 +39,10 @@ help:
 demo: $(VENV)/.genmod-train
 	$(PY) -m genmod demo $(ARGS)
 
-# A worker that crashes ends the run: pytest-xdist would start another, and then wait forever for the last tests.
+# A worker that crashes ends the run: pytest-xdist would start another, and then wait forever for the last tests. No
+# test takes a tenth of the seconds allowed, so one that takes all of them hangs; its threads' stacks are printed.
 test: $(VENV)/.genmod-test
-	$(PY) -m pytest --numprocesses=auto --max-worker-restart=0 $(ARGS)
+	$(PY) -m pytest --numprocesses=auto --max-worker-restart=0 --timeout=900 --timeout-method=thread $(ARGS)
 
 bench: $(VENV)/.genmod-test
 	$(PY) -m genmod bench $(ARGS)
