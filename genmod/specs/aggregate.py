@@ -318,11 +318,11 @@ register(
         samples=_mmd_samples,
         bad_calls=_bad_mmd,
         workloads=(
+            _mmd_workload(1024, 64, "imq"),
             _mmd_workload(256, 64, "imq"),
             _mmd_workload(64, 10, "imq"),
             _mmd_workload(256, 64, "rbf"),
         ),
-        gpu_workloads=(_mmd_workload(1024, 64, "imq"),),
         bytes_moved=_bytes,
         flops=_mmd_flops,
         modules=("MMD",),
