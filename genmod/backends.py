@@ -267,7 +267,8 @@ def ops() -> tuple[str, ...]:
     return tuple(_FAMILY_OF)
 
 
-_HOME = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}
+#: backend -> the devices that it is made for.
+HOME = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}
 
 
 def explain_choice(op: str, device: torch.device) -> tuple[str, str, list[tuple[str, str]]]:
@@ -292,8 +293,8 @@ def _why_not(op: str, other: str, chosen: str, device: torch.device) -> str:
         return reason
     if not has_kernel(other, op):
         return "there is no CUDA C++ kernel of this op"
-    if _HOME.get(other, device.type) != device.type:
-        return f"runs on {_HOME[other]} tensors, not on {device.type}"
+    if HOME.get(other, device.type) != device.type:
+        return f"runs on {HOME[other]} tensors, not on {device.type}"
     if forced():
         return f"{chosen!r} is forced"
     return "not yet measured faster than Triton on a GPU" if other == "cuda" else f"slower than {chosen}"

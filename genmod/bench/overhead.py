@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genmod import measure
+from genmod import backends, measure
 from genmod.registry import OpSpec, Sample
 from genmod.testing import battery
 
@@ -31,7 +32,8 @@ def import_seconds(runs: int = 10) -> list[float]:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes the calls of genmod's dispatcher ops, and of the convolutions in ops, with their arguments."""
+    """Notes the calls, with their arguments, of what does an op's work: genmod's dispatcher ops, the convolutions in
+    ops, and what moves running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,17 +41,26 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         product = func.__name__.startswith(("mm.", "addmm."))  # a convolution, too: see genmod.ops._convolution
-        if func.namespace == "genmod" or "convolution" in func.__name__ or product:
+        in_place = func.overloadpacket.__name__.endswith("_")
+        if func.namespace == "genmod" or "convolution" in func.__name__ or product or in_place:
             self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def small_sample(spec: OpSpec, device: torch.device) -> Sample | None:
-    """The smallest workload that takes kernels, or else the first of the battery's samples that does."""
-    made = [w.make(device, torch.float32) for w in spec.workloads]
-    made.sort(key=lambda s: sum(t.numel() for t in s.tensors()))
-    others = [s for s in battery.samples(spec, device, torch.float32) if s.tensors() and s.tensors()[0].numel()]
-    return next((s for s in (*made, *others) if any(f.namespace == "genmod" for f, _, _ in _kernels(spec, s))), None)
+#: Elements of a sample above which the kernel takes so long that what is around it drowns in the spread of its times.
+_SMALL = 1 << 16
+
+
+def small_sample(spec: OpSpec, device: torch.device) -> Sample:
+    """The smallest workload, or the first of the battery's samples that holds anything where no workload is small."""
+    workload = min((w.make(device, torch.float32) for w in spec.workloads), key=_numel)
+    if _numel(workload) <= _SMALL:
+        return workload
+    return next(s for s in battery.samples(spec, device, torch.float32) if s.tensors() and s.tensors()[0].numel())
+
+
+def _numel(sample: Sample) -> int:
+    return sum(t.numel() for t in sample.tensors())
 
 
 def _kernels(spec: OpSpec, sample: Sample) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
@@ -60,32 +71,34 @@ def _kernels(spec: OpSpec, sample: Sample) -> list[tuple[Any, tuple[Any, ...], d
 
 def per_call(spec: OpSpec, device: torch.device, rounds: int = 15) -> dict[str, Any] | None:
     """Median seconds of a call of the public op without and with gradients to come, and of its kernels called directly
-    with the same arguments, below autograd; None for an op that has no kernel on this device."""
-    sample = small_sample(spec, device)
-    if sample is None:
-        return None
-    kernels = _kernels(spec, sample)
-    call, _ = battery.with_grad(spec, sample)
-    below_autograd = torch._C._AutoDispatchBelowAutograd
+    with the same arguments, below autograd; None for an op that has no kernel on this device.
 
-    def direct() -> None:
-        with below_autograd():
+    Where stock PyTorch is faster at this size, the backend that larger sizes take is forced: what it costs is asked."""
+    sample = small_sample(spec, device)
+    home = next(name for name, where in backends.HOME.items() if where == device.type)
+    takes = any(f.namespace == "genmod" for f, _, _ in _kernels(spec, sample))
+    with contextlib.nullcontext() if takes else backends.backend(home):
+        kernels = _kernels(spec, sample)
+        if not any(f.namespace == "genmod" for f, _, _ in kernels):
+            return None
+        call, _ = battery.with_grad(spec, sample)
+
+        def direct() -> None:
             for function, args, kwargs in kernels:
                 function(*args, **kwargs)
 
-    def without_gradients() -> None:
-        with torch.no_grad():
-            spec.public(*sample.args, **sample.kwargs)
-
-    calls = {
-        "kernel": direct,
-        "op": without_gradients,
-        "op in training": lambda: spec.public(*call.args, **call.kwargs),
-    }
-    times = measure.interleaved(calls, device, rounds=rounds, budget=1.0)
+        calls = {
+            "kernel": direct,
+            "op": lambda: spec.public(*sample.args, **sample.kwargs),
+            "op in training": lambda: spec.public(*call.args, **call.kwargs),
+        }
+        # Whose mode it is pays for it: a model opens it once, not an op at each call.
+        within: dict[str, Any] = {"kernel": torch._C._AutoDispatchBelowAutograd, "op": torch.no_grad}
+        times = measure.interleaved(calls, device, rounds=rounds, budget=1.0, within=within)
     return {
         "op": spec.name,
         "shape": list(max(sample.tensors(), key=torch.Tensor.numel).shape),
         "kernels": len(kernels),
+        "forced": not takes,
         "median_seconds": {name: statistics.median(t) for name, t in times.items()},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -32,7 +33,12 @@ class Losses(NamedTuple):
     @classmethod
     def of(cls, **parts: Tensor) -> Losses:
         """The sum of the parts given, which are kept without their graphs."""
-        return cls(torch.stack([*parts.values()]).sum(), {name: part.detach() for name, part in parts.items()})
+        return cls(functools.reduce(torch.add, parts.values()), {name: part.detach() for name, part in parts.items()})
+
+    def backward(self, scale: float, inputs: list[nn.Parameter] | None = None) -> Losses:
+        """Add `scale` times the gradient to `.grad`, of `inputs` alone if given; returns the loss without its graph."""
+        (self.loss if scale == 1 else self.loss * scale).backward(inputs=inputs)
+        return Losses(self.loss.detach(), self.parts)
 
 
 class Model(nn.Module):
@@ -111,9 +117,7 @@ class Model(nn.Module):
         Returns the loss, not scaled and without a graph.
         """
         self._check_phase(phase)
-        losses = self.loss(images, step=step, draws=draws)
-        (losses.loss * scale).backward()
-        return Losses(losses.loss.detach(), losses.parts)
+        return self.loss(images, step=step, draws=draws).backward(scale)
 
     # --------------------------------------------------------------------------------------------------------- images
 

@@ -177,8 +177,7 @@ class GAN(Model):
         losses = (
             self.critic_loss(images, draws=draws) if phase == "critic" else self.generator_loss(images, draws=draws)
         )
-        (losses.loss * scale).backward(inputs=parameters)
-        return Losses(losses.loss.detach(), losses.parts)
+        return losses.backward(scale, parameters)
 
     @torch.no_grad()
     def _average(self, step: int) -> None:

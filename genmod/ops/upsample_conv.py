@@ -259,6 +259,8 @@ def _check_upsample(x: Any, weight: Any, bias: Any, groups: Any) -> None:
 
 
 def _pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+    if type(value) is int and value >= minimum:  # as nearly always
+        return value, value
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) for v in pair):
         raise TypeError(f"{name}: got {value!r}, expected an integer or two")
@@ -282,10 +284,13 @@ def _check_transposed(
     _check_bias(bias, x, outputs)
     stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
     output_padding = _pair("output_padding", output_padding, 0)
-    if any(o >= s for o, s in zip(output_padding, stride, strict=True)):
+    if output_padding[0] >= stride[0] or output_padding[1] >= stride[1]:
         raise ValueError(f"output_padding: got {output_padding}, expected less than the stride {stride}")
-    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, output_padding, strict=True)
-    size = tuple((n - 1) * s - 2 * p + k + o for n, k, s, p, o in sizes)
+    (height, width), kernel = x.shape[2:], weight.shape[2:]
+    size = (
+        (height - 1) * stride[0] - 2 * padding[0] + kernel[0] + output_padding[0],
+        (width - 1) * stride[1] - 2 * padding[1] + kernel[1] + output_padding[1],
+    )
     if min(size) < 1:
         raise ValueError(f"padding: got {padding}, which leaves a result of {size[0]}x{size[1]}, expected at least 1x1")
     _checks.fits("x", x, (x.shape[0], outputs, *size))

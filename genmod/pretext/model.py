@@ -167,8 +167,7 @@ class PretextModel(Model):
         else:
             losses = self.loss(images, step=step, draws=draws)
         # Encoder and head learn through the critic, which gets no gradient by that.
-        (losses.loss * scale).backward(inputs=parameters)
-        return Losses(losses.loss.detach(), losses.parts)
+        return losses.backward(scale, parameters)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[float, float]:
