@@ -93,26 +93,12 @@ template <class A> static void accumulate_tile(const A* __restrict a, A* __restr
   for (int64_t i = 0; i < n; i++) out[i] += a[i];
 }
 
-// Sums over a stretch of a plane, in sixteen lanes as in tile.h.
+// Sums over a stretch of a plane.
 template <class A> static double sum_of_squares(const A* __restrict x, A mean, int64_t n) {
-  A lanes[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int l = 0; l < 16; l++) lanes[l] += (x[i + l] - mean) * (x[i + l] - mean);
-  double total = 0;
-  for (; i < n; i++) total += (double)((x[i] - mean) * (x[i] - mean));
-  for (int l = 0; l < 16; l++) total += (double)lanes[l];
-  return total;
+  return sum_of<A>(n, [=](int64_t i) __attribute__((always_inline)) { return (x[i] - mean) * (x[i] - mean); });
 }
 template <class A> static double sum_of_products(const A* __restrict dz, const A* __restrict x, A mean, int64_t n) {
-  A lanes[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int l = 0; l < 16; l++) lanes[l] += dz[i + l] * (x[i + l] - mean);
-  double total = 0;
-  for (; i < n; i++) total += (double)(dz[i] * (x[i] - mean));
-  for (int l = 0; l < 16; l++) total += (double)lanes[l];
-  return total;
+  return sum_of<A>(n, [=](int64_t i) __attribute__((always_inline)) { return dz[i] * (x[i] - mean); });
 }
 
 // Moments of n elements joined to those of `count` (Chan, Golub and LeVeque).
@@ -156,12 +142,12 @@ template <class A> struct LaneCoefficients {
   const A* operator[](int which) const { return values.data() + which * lanes.width; }
 };
 
-// Pieces [first, last) of all blocks, one after another.
+// Pieces [first, last) of all blocks, one after another. Where they stand is counted, since small planes take no longer
+// than the divisions that would tell.
 template <class P, class Call> static void each_piece(const P& p, int64_t first, int64_t last, Call&& f) {
-  for (int64_t t = first; t < last; t++) {
-    const int64_t block = t / p.cut.pieces, piece = t % p.cut.pieces;
-    f(t, block, piece, p.cut.offset(block, piece), p.cut.piece_length(piece));
-  }
+  if (first >= last) return;
+  NormPlace at(p.cut, first);
+  for (int64_t t = first; t < last; t++, at.next(p.cut)) f(t, at.block, at, at.offset(p.cut), at.length(p.cut));
 }
 
 // f(begin, elements) for each tile of a piece.
@@ -172,7 +158,7 @@ template <class Call> static void tiles(int64_t offset, int64_t length, int64_t 
 template <class S> static void add(const NormForward& p, int64_t first, int64_t last) {
   using A = typename Accumulate<S>::type;
   alignas(64) A xb[kTile], rb[kTile], sb[kTile];
-  each_piece(p, first, last, [&](int64_t, int64_t, int64_t, int64_t offset, int64_t length) {
+  each_piece(p, first, last, [&](int64_t, int64_t, const NormPlace&, int64_t offset, int64_t length) {
     tiles(offset, length, kTile, [&](int64_t at, int64_t n) {
       add_tile(read<A, S>(p.x, at, n, xb), read<A, S>(p.residual, at, n, rb), target<A, S>(p.sum, at, sb), n);
       write<A, S>(sb, p.sum, at, n);
@@ -180,22 +166,30 @@ template <class S> static void add(const NormForward& p, int64_t first, int64_t 
   });
 }
 
+// A bundle's moments count as those of each of its pieces, with an equal share of the squares: joined they are the same.
 template <class S> static void moments_of_planes(const NormForward& p, int64_t first, int64_t last) {
   using A = typename Accumulate<S>::type;
+  const NormCut& cut = p.cut;
   alignas(64) A buffer[kTile];
-  each_piece(p, first, last, [&](int64_t t, int64_t, int64_t, int64_t offset, int64_t length) {
+  for (int64_t t = first; t < last;) {
+    const NormPlace place(cut, t);
+    const int64_t left = cut.pieces - place.piece, pieces = left < cut.bundle ? left : cut.bundle;
     double mean = 0, squares = 0, count = 0;
-    tiles(offset, length, kTile, [&](int64_t at, int64_t n) {
+    tiles(place.offset(cut), pieces * place.length(cut), kTile, [&](int64_t at, int64_t n) {
       const A* x = read<A, S>(p.x, at, n, buffer);
       const double tile_mean = sum(x, n) / (double)n;
       const A near = (A)tile_mean;
       const double away = tile_mean - (double)near;  // the squares are about `near`; move them to the mean
-      join(mean, squares, count, tile_mean, sum_of_squares(x, near, n) - away * away * (double)n, (double)n);
+      const double tile_squares = sum_of_squares(x, near, n) - away * away * (double)n;
+      if (count > 0) join(mean, squares, count, tile_mean, tile_squares, (double)n);
+      else mean = tile_mean, squares = tile_squares;
       count += (double)n;
     });
-    p.moments[2 * t] = mean;
-    p.moments[2 * t + 1] = squares;
-  });
+    for (const int64_t end = t + pieces; t < end; t++) {
+      p.moments[2 * t] = mean;
+      p.moments[2 * t + 1] = squares / (double)pieces;
+    }
+  }
 }
 
 template <class S> static void moments_of_rows(const NormForward& p, int64_t first, int64_t last) {
@@ -214,7 +208,7 @@ template <class S> static void moments_of_rows(const NormForward& p, int64_t fir
       out[g] = total;
     }
   };
-  each_piece(p, first, last, [&](int64_t t, int64_t, int64_t, int64_t offset, int64_t length) {
+  each_piece(p, first, last, [&](int64_t t, int64_t, const NormPlace&, int64_t offset, int64_t length) {
     double count = 0, *out = p.moments + 2 * t * cut.statistics;
     for (int64_t g = 0; g < 2 * cut.statistics; g++) out[g] = 0;
     tiles(offset, length, lanes.tile(), [&](int64_t at, int64_t n) {
@@ -246,8 +240,8 @@ template <class S> static void apply_to_planes(const NormForward& p, int64_t fir
   using A = typename Accumulate<S>::type;
   const auto activate_tile = forward_tile<A, A>(p);
   alignas(64) A xb[kTile], yb[kTile];
-  each_piece(p, first, last, [&](int64_t, int64_t block, int64_t piece, int64_t offset, int64_t length) {
-    const int64_t c = block * p.cut.block_channels() + p.cut.channel(piece, 0);
+  each_piece(p, first, last, [&](int64_t, int64_t block, const NormPlace& place, int64_t offset, int64_t length) {
+    const int64_t c = block * p.cut.block_channels() + place.channel(p.cut);
     tiles(offset, length, kTile, [&](int64_t at, int64_t n) {
       const A* x = read<A, S>(p.x, at, n, xb);
       activate_tile(x, target<A, S>(p.y, at, yb), (A)p.mean[c], (A)p.slope[c], (A)p.offset[c], bound_of<A>(p), n);
@@ -261,7 +255,7 @@ template <class S> static void apply_to_rows(const NormForward& p, int64_t first
   const auto activate_tile = forward_tile<A, const A*>(p);
   const Lanes lanes(p.cut.lanes);
   std::vector<A> xb((size_t)lanes.tile()), yb((size_t)lanes.tile());
-  each_piece(p, first, last, [&](int64_t, int64_t block, int64_t, int64_t offset, int64_t length) {
+  each_piece(p, first, last, [&](int64_t, int64_t block, const NormPlace&, int64_t offset, int64_t length) {
     const LaneCoefficients<A> k(p.cut, block, {p.mean, p.slope, p.offset});
     tiles(offset, length, lanes.tile(), [&](int64_t at, int64_t n) {
       const A* x = read<A, S>(p.x, at, n, xb.data());
@@ -276,8 +270,8 @@ template <bool SUMS, bool GRADIENT, class S> static void backward_of_planes(cons
   using A = typename Accumulate<S>::type;
   const auto differentiate_tile = slope_tile<A, A>(p);
   alignas(64) A xb[kTile], gb[kTile], db[kTile], ob[kTile];
-  each_piece(p, first, last, [&](int64_t t, int64_t block, int64_t piece, int64_t offset, int64_t length) {
-    const int64_t c = block * p.cut.block_channels() + p.cut.channel(piece, 0);
+  each_piece(p, first, last, [&](int64_t t, int64_t block, const NormPlace& place, int64_t offset, int64_t length) {
+    const int64_t c = block * p.cut.block_channels() + place.channel(p.cut);
     const A mean = (A)p.mean[c], slope = (A)p.slope[c];
     double dz_sum = 0, product_sum = 0;
     tiles(offset, length, kTile, [&](int64_t at, int64_t n) {
@@ -321,7 +315,7 @@ template <bool SUMS, bool GRADIENT, class S> static void backward_of_rows(const 
   const size_t tile = (size_t)lanes.tile(), width = (size_t)lanes.width, count = (size_t)lanes.count;
   std::vector<A> xb(tile), gb(tile), db(tile), ob(tile), dz_sums(width), product_sums(width);
   std::vector<double> dz_totals(count), product_totals(count);
-  each_piece(p, first, last, [&](int64_t t, int64_t block, int64_t, int64_t offset, int64_t length) {
+  each_piece(p, first, last, [&](int64_t t, int64_t block, const NormPlace&, int64_t offset, int64_t length) {
     const LaneCoefficients<A> k(p.cut, block, {p.mean, p.slope, p.offset, p.tilt, p.level});
     std::fill(dz_totals.begin(), dz_totals.end(), 0.);
     std::fill(product_totals.begin(), product_totals.end(), 0.);

@@ -26,6 +26,11 @@ struct NormCut {
   int64_t channel_pieces = 0;                 // planes: pieces to a row of S
   int64_t rows = 0, lanes = 0, spread = 1;    // rows: per block; lanes to a channel
   int64_t piece_rows = 0;
+  int64_t bundle = 1;                         // planes of a group: pieces whose moments are taken together, being neighbours
+
+  int64_t bundles() const { return (pieces + bundle - 1) / bundle; }  // per block
+  // The first piece of a bundle, both counted through all blocks.
+  int64_t first_piece(int64_t index) const { return index / bundles() * pieces + index % bundles() * bundle; }
 
   // Sums kept per piece: one per lane.
   int64_t width() const { return in_rows ? lanes : 1; }
@@ -36,25 +41,40 @@ struct NormCut {
     if (in_rows) return piece_length(piece) / statistics;
     return piece_length(piece);
   }
-  int64_t piece_length(int64_t piece) const {
-    if (in_rows) {
-      const int64_t begin = piece * piece_rows, left = rows - begin;
-      return (left < piece_rows ? left : piece_rows) * lanes;
-    }
-    const int64_t begin = piece % channel_pieces * kPiece, left = space - begin;
-    return left < kPiece ? left : kPiece;
+  int64_t piece_length(int64_t piece) const { return in_rows ? rows_of(piece) * lanes : part_length(channel_pieces == 1 ? 0 : piece % channel_pieces); }
+  int64_t rows_of(int64_t piece) const {
+    const int64_t left = rows - piece * piece_rows;
+    return left < piece_rows ? left : piece_rows;
   }
-  // Where a piece begins in memory.
-  int64_t offset(int64_t block, int64_t piece) const {
-    if (in_rows) return (block * rows + piece * piece_rows) * lanes;
-    const int64_t row = piece / channel_pieces, begin = piece % channel_pieces * kPiece;
-    return (over_batch ? row * channels + block : block * statistic_channels + row) * space + begin;
+  int64_t part_length(int64_t part) const {
+    const int64_t left = space - part * kPiece;
+    return left < kPiece ? left : kPiece;
   }
   // Which of its block's coefficients a sum of a piece belongs to.
   int64_t channel(int64_t piece, int64_t lane) const {
     if (in_rows) return lane / spread;
-    return over_batch ? 0 : piece / channel_pieces;
+    return over_batch ? 0 : channel_pieces == 1 ? piece : piece / channel_pieces;
   }
+};
+
+// One piece after another, through all blocks.
+struct NormPlace {
+  int64_t block, piece, row = 0, part = 0;  // planes: the row of S within the block, and the piece of that
+  NormPlace(const NormCut& cut, int64_t index) : block(index / cut.pieces), piece(index % cut.pieces) {
+    if (!cut.in_rows) row = piece / cut.channel_pieces, part = piece % cut.channel_pieces;
+  }
+  void next(const NormCut& cut) {
+    if (++part == cut.channel_pieces) part = 0, row++;
+    if (++piece == cut.pieces) piece = row = part = 0, block++;
+  }
+  int64_t length(const NormCut& cut) const { return cut.in_rows ? cut.rows_of(piece) * cut.lanes : cut.part_length(part); }
+  // Where it begins in memory.
+  int64_t offset(const NormCut& cut) const {
+    if (cut.in_rows) return (block * cut.rows + piece * cut.piece_rows) * cut.lanes;
+    return (cut.over_batch ? row * cut.channels + block : block * cut.statistic_channels + row) * cut.space + part * kPiece;
+  }
+  // Planes: which of its block's coefficients it has.
+  int64_t channel(const NormCut& cut) const { return cut.over_batch ? 0 : row; }
 };
 
 // How an element becomes its activation: z = (x - mean) * slope + offset per set of coefficients, then for `bounded`
@@ -86,7 +106,7 @@ struct NormBackward : NormShared {
   bool keep_dz;                 // planes in the precision of computation: `sums` leaves dz in dx for `gradient`
 };
 
-// Each kernel does pieces [first, last), counted through all blocks.
+// Each kernel does pieces [first, last), counted through all blocks; `moments` whole bundles of them.
 struct NormKernels {
   void (*add)(const NormForward&, int64_t first, int64_t last);         // residual
   void (*moments)(const NormForward&, int64_t first, int64_t last);

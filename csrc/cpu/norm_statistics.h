@@ -30,10 +30,9 @@ struct NormParameters {
   double shift_of(int64_t q) const { return shift.empty() ? 0. : shift[(size_t)q]; }
 };
 
-// Set q of the coefficients, from a mean and 1 / (standard deviation). What is subtracted has to be a number of the
+// Set q of the coefficients, that of channel c, from a mean and 1 / (standard deviation). What is subtracted has to be a number of the
 // kernel's precision; what that rounding takes from the mean goes into the offset.
-inline void set_coefficients(NormCoefficients& k, const NormParameters& given, const NormCut& cut, Dtype dtype, int64_t q, double mean, double rstd) {
-  const int64_t c = q % cut.channels;
+inline void set_coefficients(NormCoefficients& k, const NormParameters& given, Dtype dtype, int64_t q, int64_t c, double mean, double rstd) {
   const double near = dtype == Dtype::f64 ? mean : (double)(float)mean, gain = rstd * given.weight_of(c);
   k.mean[(size_t)q] = near;
   k.slope[(size_t)q] = gain * given.growth_of(q);
@@ -84,9 +83,10 @@ inline void set_tilt_and_level(NormCoefficients& k, const NormSums& sums, const 
       dh += k.slope[(size_t)q] * sums.dz[(size_t)q];
       dh_h += k.slope[(size_t)q] * sums.product[(size_t)q];
     }
+    const double level = -dh / count, tilt = -dh_h / count * rstd[g] * rstd[g];
     for (int64_t q = first; q < last; q++) {
-      k.level[(size_t)q] = -dh / count;
-      k.tilt[(size_t)q] = -dh_h / count * rstd[g] * rstd[g];
+      k.level[(size_t)q] = level;
+      k.tilt[(size_t)q] = tilt;
     }
   }
 }

@@ -90,16 +90,44 @@ static void store(const A* __restrict buffer, const A* computed, void* out, int6
   }
 }
 
-// Sixteen running sums: vectorises without letting the compiler reorder anything, and rounds less than one would.
-template <class A> static double sum(const A* __restrict x, int64_t n) {
-  A lanes[16] = {};
+// How many running sums: four vectors of them, since one alone waits for its last addition; half of that where there are
+// not so many registers. It vectorises without letting the compiler reorder anything, and rounds less than one sum would.
+#if defined(__AVX512F__)
+constexpr int kSums = 64;
+#else
+constexpr int kSums = 32;
+#endif
+
+// Pairwise, from sixteen on in double.
+template <int WIDTH> GENMOD_INLINE double fold(double* a) {
+  if constexpr (WIDTH == 1) return a[0];
+  for (int l = 0; l < WIDTH / 2; l++) a[l] += a[l + WIDTH / 2];
+  return fold<WIDTH / 2>(a);
+}
+template <int WIDTH, class A> GENMOD_INLINE double fold_lanes(A* a) {
+  if constexpr (WIDTH > 16) {
+    for (int l = 0; l < WIDTH / 2; l++) a[l] += a[l + WIDTH / 2];
+    return fold_lanes<WIDTH / 2>(a);
+  }
+  double halves[8];
+  for (int l = 0; l < 8; l++) halves[l] = (double)a[l] + (double)a[l + 8];
+  return fold<8>(halves);
+}
+
+// The sum of term(i) for i from 0 to n.
+template <class A, class Term> GENMOD_INLINE double sum_of(int64_t n, Term&& term) {
+  A lanes[kSums] = {};
   int64_t i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (int l = 0; l < kSums; l++) lanes[l] += term(i + l);
   for (; i + 16 <= n; i += 16)
-    for (int l = 0; l < 16; l++) lanes[l] += x[i + l];
-  double total = 0;
-  for (; i < n; i++) total += (double)x[i];
-  for (int l = 0; l < 16; l++) total += (double)lanes[l];
-  return total;
+    for (int l = 0; l < 16; l++) lanes[l] += term(i + l);
+  double rest = 0;
+  for (; i < n; i++) rest += (double)term(i);
+  return fold_lanes<kSums>(lanes) + rest;
+}
+template <class A> static double sum(const A* __restrict x, int64_t n) {
+  return sum_of<A>(n, [=](int64_t i) __attribute__((always_inline)) { return x[i]; });
 }
 
 }  // namespace

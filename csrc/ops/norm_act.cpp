@@ -45,6 +45,8 @@ enum class Over { group, batch, nothing };
 
 // Below this many elements to a channel of a sample, its row is too short for a loop of its own.
 constexpr int64_t kShortRow = 64, kShortRowOfGroup = 16;
+// Elements of a group's channels that are summed up together, since each sum has its price at the end.
+constexpr int64_t kBundle = 2048;
 
 // A dense input, and how the work on it is cut.
 struct NormInput {
@@ -80,6 +82,7 @@ struct NormInput {
       cut.channel_pieces = (space + kPiece - 1) / kPiece;
       cut.blocks = group ? samples * groups : over == Over::batch ? channels : samples * channels;
       cut.pieces = cut.channel_pieces * (group ? cut.statistic_channels : over == Over::batch ? samples : 1);
+      if (group && space < kBundle) cut.bundle = kBundle / space;
     }
   }
 
@@ -114,7 +117,8 @@ void through_blocks(const NormCut& cut, int64_t numel, First&& first, Finish&& f
   }
   if (numel <= kGrain || threads == 1) return whole(0, cut.blocks);
   if (cut.blocks >= 8 * threads || cut.blocks % threads == 0) return torch::stable::parallel_for(0, cut.blocks, grain(cut.blocks), whole);
-  torch::stable::parallel_for(0, pieces, grain(pieces), first);
+  const int64_t bundles = cut.blocks * cut.bundles();
+  torch::stable::parallel_for(0, bundles, grain(bundles), [&](int64_t begin, int64_t end) { first(cut.first_piece(begin), cut.first_piece(end)); });
   for (int64_t b = 0; b < cut.blocks; b++) finish(b);
   torch::stable::parallel_for(0, pieces, grain(pieces), second);
 }
@@ -167,19 +171,24 @@ Forward forward(const NormInput& in, const std::optional<Tensor>& residual, cons
   }
   const auto first = [&](int64_t begin, int64_t end) {
     if (!residual) return running_mean ? void() : kernels.moments(p, begin, end);
-    for (int64_t t = begin; t < end; t++) {  // one after the other, while a piece is in cache
-      kernels.add(sum, t, t + 1);
-      if (!running_mean) kernels.moments(p, t, t + 1);
+    for (int64_t t = begin; t < end;) {  // one after the other, while a bundle is in cache
+      const int64_t left = cut.pieces - t % cut.pieces, next = t + (left < cut.bundle ? left : cut.bundle);
+      kernels.add(sum, t, next);
+      if (!running_mean) kernels.moments(p, t, next);
+      t = next;
     }
   };
   const auto finish = [&](int64_t block) {
     if (!running_mean) join_moments(cut, block, moments.data(), out.mean.data(), out.variance.data());
-    for (int64_t g = block * cut.statistics; g < (block + 1) * cut.statistics; g++)
+    int64_t c = cut.channels ? block * cut.block_channels() % cut.channels : 0;
+    for (int64_t g = block * cut.statistics; g < (block + 1) * cut.statistics; g++) {
+      double rstd = running_mean ? 0. : 1 / std::sqrt(out.variance[(size_t)g] + eps);
       for (int64_t q = g * cut.statistic_channels; q < (g + 1) * cut.statistic_channels; q++) {
-        const size_t i = (size_t)(running_mean ? q % cut.channels : g);
-        const double var = running_mean ? (*running_var)[i] : out.variance[i];
-        set_coefficients(k, given, cut, in.dtype, q, running_mean ? (*running_mean)[i] : out.mean[i], 1 / std::sqrt(var + eps));
+        if (running_mean) rstd = 1 / std::sqrt((*running_var)[(size_t)c] + eps);
+        set_coefficients(k, given, in.dtype, q, c, running_mean ? (*running_mean)[(size_t)c] : out.mean[(size_t)g], rstd);
+        c = c + 1 == cut.channels ? 0 : c + 1;
       }
+    }
   };
   through_blocks(cut, in.numel(), first, finish, [&](int64_t begin, int64_t end) { kernels.apply(p, begin, end); });
   return out;
@@ -270,10 +279,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backward(const
   NormCoefficients k(in.cut);
   NormBackward p{};
   set_shared(p, in, k, activation, negative_slope);
-  for (size_t q = 0; q < k.mean.size(); q++) {
-    const size_t g = q / (size_t)together;
-    set_coefficients(k, given, in.cut, in.dtype, (int64_t)q, means[g], rstds[g]);
-  }
+  int64_t q = 0;
+  for (size_t g = 0; g < means.size(); g++)
+    for (int64_t i = 0; i < together; i++, q++) set_coefficients(k, given, in.dtype, q, q % in.cut.channels, means[g], rstds[g]);
   const Backward b(in, p, k, grad, grad_sum, rstds.data(), wanted & 1, wanted & 30);
   const ParameterGradients d(in, b.sums, given, [&](int64_t q) { return rstds[(size_t)(q / together)]; });
   return {b.dx, gradient(d.weight, weight, x, wanted & 2), gradient(d.bias, bias, x, wanted & 4), gradient(d.scale, scale, x, wanted & 8), gradient(d.shift, shift, x, wanted & 16)};
@@ -305,7 +313,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, c
   set_shared(p, in, k, activation, negative_slope);
   for (size_t q = 0; q < k.mean.size(); q++) {
     const size_t c = q % (size_t)in.cut.channels;
-    set_coefficients(k, given, in.cut, in.dtype, (int64_t)q, means[c], rstds[c]);
+    set_coefficients(k, given, in.dtype, (int64_t)q, (int64_t)c, means[c], rstds[c]);
   }
   const Backward b(in, p, k, grad, grad_sum, training ? rstds.data() : nullptr, wanted & 1, wanted & 6);
   const ParameterGradients d(in, b.sums, given, [&](int64_t q) { return rstds[(size_t)(q % in.cut.channels)]; });
