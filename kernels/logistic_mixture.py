@@ -343,6 +343,15 @@ def logistic_mixture_nll_backward(
     return d_output
 
 
+def logistic_mixture_nll_with_gradient(
+    output: Tensor, target: Tensor, weight: Tensor | None, reduction: str, bins: int, min_log_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Two launches: nothing on a GPU asks for both at once, since what is kept has to be read again to be scaled."""
+    inputs = (output, target, weight, reduction, bins, min_log_scale)
+    loss = logistic_mixture_nll(*inputs)
+    return loss, logistic_mixture_nll_backward(torch.ones_like(loss), *inputs)
+
+
 # --- What to compile ahead of time (see genmod/testing/compile_only.py).
 
 
@@ -390,4 +399,4 @@ COMPILE_CASES = {
         "float64": {"dtype": torch.float64, "shape": (8, 5, 32, 32)},
         "float32, 2^31 elements in a sample": {"dtype": torch.float32, "shape": (1, 10, 4096, 8192)},
     }.items()
-}
+} | {"logistic_mixture_nll_with_gradient, float32": _case(logistic_mixture_nll_with_gradient, torch.float32)}

@@ -239,6 +239,15 @@ struct Span {
   }
 };
 
+// The loss of each pixel of a tile.
+template <class A> static void pixel_losses(const LogisticMixture& p, const Span& s, const A* __restrict priors, const LogSum<A>& total, A* __restrict nll) {
+  for (int64_t i = 0; i < s.padded; i++) nll[i] = log_of(priors[i] / total.sum[i]) - total.peak[i];
+  if (p.weight) {
+    const A* weight = (const A*)p.weight + s.sample * p.pixels + s.begin;
+    for (int64_t i = 0; i < s.n; i++) nll[i] = weight[i] == 0 ? A(0) : weight[i] * nll[i];
+  }
+}
+
 template <class S, int C> static void forward_tiles(const LogisticMixtureForward& p, int64_t first, int64_t last) {
   using A = typename Accumulate<S>::type;
   const int64_t parameters = p.components * (C == 3 ? 10 : 3);
@@ -258,11 +267,7 @@ template <class S, int C> static void forward_tiles(const LogisticMixtureForward
       total.add(joint, s.padded);
       for (int64_t i = 0; i < s.padded; i++) priors[i] += prior[i];
     }
-    for (int64_t i = 0; i < s.padded; i++) nll[i] = log_of(priors[i] / total.sum[i]) - total.peak[i];
-    if (p.weight) {
-      const A* weight = (const A*)p.weight + s.sample * p.pixels + s.begin;
-      for (int64_t i = 0; i < s.n; i++) nll[i] = weight[i] == 0 ? A(0) : weight[i] * nll[i];
-    }
+    pixel_losses(p, s, priors, total, nll);
     if (p.nll) memcpy((A*)p.nll + s.sample * p.pixels + s.begin, nll, (size_t)s.n * sizeof(A));
     else p.sums[tile] = sum(nll, s.n);
   }
@@ -321,6 +326,10 @@ template <class S, int C> static void backward_tiles(const LogisticMixtureBackwa
       component<C, true>(in, x, top, k, p.components, constants, joint, prior, slopes, s.padded);
       total.add(joint, s.padded);
       for (int64_t i = 0; i < s.padded; i++) priors[i] += prior[i];
+    }
+    if (p.sums) {
+      pixel_losses(p, s, priors, total, factor);
+      p.sums[tile] = sum(factor, s.n);
     }
     pixel_grads(p, s, g);
     for (int64_t i = 0; i < s.padded; i++) priors[i] = 1 / priors[i], total.sum[i] = 1 / total.sum[i];

@@ -38,6 +38,7 @@ struct LogisticMixtureBackward : LogisticMixture {
   int64_t grad_batch, grad_pixel;  // its strides; zero where one value stands for many
   double scale;      // multiplies it
   Planes d_output;   // of the dtype of output
+  double* sums;      // per tile, of the loss; or null
 };
 
 struct LogisticMixtureKernels {

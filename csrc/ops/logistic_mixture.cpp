@@ -4,6 +4,8 @@
 
 #include "tensors.h"
 
+#include <tuple>
+
 namespace genmod {
 namespace {
 
@@ -63,6 +65,21 @@ template <class Params> void run_tiles(void (*kernel)(const Params&, int64_t, in
   torch::stable::parallel_for(0, tiles, grain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
 }
 
+// The loss, from its sums per tile.
+Tensor reduced(const std::vector<double>& sums, const Reduction& how, const LogisticMixture& p, ScalarType type, const Tensor& like) {
+  const int64_t samples = how.per_sample ? p.batch : 1, share = how.per_sample ? tiles_per_sample(p.pixels) : tile_count(p);
+  Tensor nll = empty(how.per_sample ? std::vector<int64_t>{samples} : std::vector<int64_t>{}, like, type);
+  void* data = nll.mutable_data_ptr();
+  for (int64_t s = 0; s < samples; s++) {
+    double total = 0;
+    for (int64_t t = s * share; t < (s + 1) * share; t++) total += sums[(size_t)t];
+    total *= how.scale;
+    if (type == ScalarType::Double) ((double*)data)[s] = total;
+    else ((float*)data)[s] = (float)total;
+  }
+  return nll;
+}
+
 Tensor logistic_mixture_nll(const Tensor& output, const Tensor& target, const std::optional<Tensor>& weight, const std::string& reduction,
                             int64_t bins, double min_log_scale) {
   LogisticMixtureForward p{};
@@ -77,17 +94,7 @@ Tensor logistic_mixture_nll(const Tensor& output, const Tensor& target, const st
   std::vector<double> sums((size_t)tile_count(p));
   p.sums = sums.data();
   run_tiles(GENMOD_SELECT(logistic_mixture_kernels).forward, p);
-  const int64_t samples = how.per_sample ? p.batch : 1, share = how.per_sample ? tiles_per_sample(p.pixels) : tile_count(p);
-  Tensor nll = empty(how.per_sample ? std::vector<int64_t>{samples} : std::vector<int64_t>{}, output, inputs.type);
-  void* data = nll.mutable_data_ptr();
-  for (int64_t s = 0; s < samples; s++) {
-    double total = 0;
-    for (int64_t t = s * share; t < (s + 1) * share; t++) total += sums[(size_t)t];
-    total *= how.scale;
-    if (inputs.type == ScalarType::Double) ((double*)data)[s] = total;
-    else ((float*)data)[s] = (float)total;
-  }
-  return nll;
+  return reduced(sums, how, p, inputs.type, output);
 }
 
 Tensor logistic_mixture_nll_backward(const Tensor& grad, const Tensor& output, const Tensor& target, const std::optional<Tensor>& weight,
@@ -109,10 +116,29 @@ Tensor logistic_mixture_nll_backward(const Tensor& grad, const Tensor& output, c
   return d_output;
 }
 
+std::tuple<Tensor, Tensor> logistic_mixture_nll_with_gradient(const Tensor& output, const Tensor& target, const std::optional<Tensor>& weight,
+                                                              const std::string& reduction, int64_t bins, double min_log_scale) {
+  LogisticMixtureBackward p{};
+  const Inputs inputs(p, output, target, weight, bins, min_log_scale);
+  const Reduction how(reduction, p.batch, p.batch * p.pixels);
+  STD_TORCH_CHECK(!how.per_element && !how.per_sample, "genmod: one pass for loss and gradient needs a loss that is one number");
+  const float one = 1;
+  const double one_wide = 1;
+  p.grad = inputs.type == ScalarType::Double ? (const void*)&one_wide : &one;
+  p.scale = how.scale;
+  std::vector<double> sums((size_t)tile_count(p));
+  p.sums = sums.data();
+  Tensor d_output = empty(output.sizes().vec(), output, output.scalar_type(), inputs.format);
+  p.d_output = planes(d_output);
+  run_tiles(GENMOD_SELECT(logistic_mixture_kernels).backward, p);
+  return {reduced(sums, how, p, inputs.type, output), d_output};
+}
+
 }  // namespace
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
   m.impl("logistic_mixture_nll", TORCH_BOX(&genmod::logistic_mixture_nll));
   m.impl("logistic_mixture_nll_backward", TORCH_BOX(&genmod::logistic_mixture_nll_backward));
+  m.impl("logistic_mixture_nll_with_gradient", TORCH_BOX(&genmod::logistic_mixture_nll_with_gradient));
 }

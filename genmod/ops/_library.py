@@ -118,6 +118,52 @@ def differentiate(
     return call
 
 
+def differentiate_in_one_pass(
+    op: str, save: Callable[..., None], backward: Callable[..., Any], *, positions: tuple[int, ...]
+) -> Callable[..., Any]:
+    """Return what to call a loss by where its gradients are to be computed with it.
+
+    The first backward pass that comes gets them. The tensors that were kept are the ones that are returned, so no later
+    change to them can be seen here: a second backward pass over the same graph takes `backward`, which recomputes, and
+    so does one that is to be differentiated.
+
+    Args:
+        op: computes the loss, one number, and the gradients; behind the inputs it takes an integer, which bit by bit
+            says which are wanted, if there are several.
+        save, backward: as in `differentiate`, of the op that computes the loss alone.
+        positions: whose gradients they are, among the inputs.
+    """
+    overload = getattr(torch.ops.genmod, op).default
+    below_autograd = torch._C._AutoDispatchBelowAutograd
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            ctx.set_materialize_grads(False)
+            save(ctx, *inputs)
+            wanted = sum(ctx.needs_input_grad[p] << i for i, p in enumerate(positions))
+            with below_autograd():
+                loss, *ctx.ready = overload(*inputs, wanted) if len(positions) > 1 else overload(*inputs)
+            return loss
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor | None) -> Any:
+            if grad is None or torch.is_grad_enabled() or ctx.ready is None:
+                return backward(ctx, grad)
+            ready, ctx.ready = ctx.ready, None
+            if grad.item() != 1:
+                for gradient in ready:
+                    gradient.mul_(grad)
+            results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+            for position, gradient in zip(positions, ready, strict=True):
+                if ctx.needs_input_grad[position]:
+                    results[position] = gradient
+            return tuple(results)
+
+    Function.__name__ = Function.__qualname__ = f"genmod_{op}"
+    return apply_of(Function)
+
+
 def differentiate_backward(op: str) -> Callable[..., Any]:
     """Register autograd for a backward op, the vector-Jacobian product of its reference; return what to call."""
     reference = backends.implementation("reference", op)

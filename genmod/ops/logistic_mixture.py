@@ -12,8 +12,8 @@ from torch import Tensor
 
 from genmod import layout
 from genmod.ops import _checks
-from genmod.ops._library import define, differentiate, differentiate_backward
-from genmod.ops._reductions import REDUCTIONS, Reduction, mean_over_batch
+from genmod.ops._library import define, differentiate, differentiate_backward, differentiate_in_one_pass
+from genmod.ops._reductions import REDUCTIONS, Reduction, mean_over_batch, one_pass_is_cheaper
 from genmod.reference import logistic_mixture as reference
 from genmod.reference import reductions
 
@@ -72,7 +72,8 @@ def logistic_mixture_nll(
             fewer than 2 bins, `min_log_scale` below -20, an unknown `reduction`, or, with `validate`, a target off the
             bins.
 
-    Differentiable twice in `output`, and in `weight`. Kept for backward: the inputs, and weight and mask as one tensor.
+    Differentiable twice in `output`, and in `weight`. Kept for backward: the inputs, and weight and mask as one tensor;
+    on the CPU also the gradient, where the loss is one number in float32 or float64: it comes out of the same pass.
     Source: Salimans, Karpathy, Chen and Kingma, *PixelCNN++*, ICLR 2017.
     """
     _check(output, target, bins, min_log_scale)
@@ -88,8 +89,10 @@ def logistic_mixture_nll(
     combined = _combine(weight, mask, output, pixels)
     if validate:
         _check_support(target, combined, bins)
-    plain = torch._C._are_functorch_transforms_active()
-    call = reference.logistic_mixture_nll if plain else _logistic_mixture_nll
+    if torch._C._are_functorch_transforms_active():
+        call = reference.logistic_mixture_nll
+    else:
+        call = _with_gradient if one_pass_is_cheaper(reduction, output) else _logistic_mixture_nll
     if reduction == "per_dim":
         return mean_over_batch(call(output, target, combined, "none", bins, float(min_log_scale)))
     return call(output, target, combined, reduction, bins, float(min_log_scale))
@@ -231,6 +234,11 @@ def _logistic_mixture_nll_backward_fake(grad, output, target, weight, reduction,
     return layout.empty_output(output)
 
 
+def _logistic_mixture_nll_with_gradient_fake(output, target, weight, reduction, bins, min_log_scale):
+    loss = _logistic_mixture_nll_fake(output, target, weight, reduction, bins, min_log_scale)
+    return loss, layout.empty_output(output)
+
+
 define(
     "logistic_mixture",
     "logistic_mixture_nll(Tensor output, Tensor target, Tensor? weight, str reduction, int bins, float min_log_scale)"
@@ -242,6 +250,12 @@ define(
     "logistic_mixture_nll_backward(Tensor grad, Tensor output, Tensor target, Tensor? weight, str reduction, int bins, "
     "float min_log_scale) -> Tensor",
     _logistic_mixture_nll_backward_fake,
+)
+define(
+    "logistic_mixture",
+    "logistic_mixture_nll_with_gradient(Tensor output, Tensor target, Tensor? weight, str reduction, int bins, "
+    "float min_log_scale) -> (Tensor, Tensor)",
+    _logistic_mixture_nll_with_gradient_fake,
 )
 
 
@@ -258,3 +272,5 @@ def _vjp(ctx, grad):
 
 _logistic_mixture_nll = differentiate("logistic_mixture_nll", _save, _vjp)
 _logistic_mixture_nll_backward = differentiate_backward("logistic_mixture_nll_backward")
+differentiate_backward("logistic_mixture_nll_with_gradient")  # differentiable as any op is, though nobody asks for it
+_with_gradient = differentiate_in_one_pass("logistic_mixture_nll_with_gradient", _save, _vjp, positions=(0,))

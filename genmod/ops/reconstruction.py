@@ -15,8 +15,15 @@ from torch import Tensor
 
 from genmod import backends, layout
 from genmod.ops import _checks
-from genmod.ops._library import apply_of, define, differentiate, differentiate_backward
-from genmod.ops._reductions import REDUCTIONS, Reduction, empty_loss, mean_over_batch
+from genmod.ops._library import define, differentiate, differentiate_backward, differentiate_in_one_pass
+from genmod.ops._reductions import (
+    REDUCTIONS,
+    TO_A_NUMBER,
+    Reduction,
+    empty_loss,
+    mean_over_batch,
+    one_pass_is_cheaper,
+)
 from genmod.reference import reconstruction as reference
 
 
@@ -268,7 +275,6 @@ def l1(
 
 # Arguments.
 
-_TO_A_NUMBER = ("batchmean", "mean", "sum")
 #: A log-scale as the dispatcher op takes it: packed in the output, a tensor, or fixed.
 _Scale = tuple[bool, Tensor | None, float]
 _NO_SCALE: _Scale = (False, None, 0.0)
@@ -329,7 +335,7 @@ def _loss(
     inputs = (output, target, log_scale, factor, kind, packed, fixed, bounded, bins, inner)
     if _needs_plain_autograd(target, factor):
         loss = reference.reconstruction(*inputs)
-    elif _in_one_pass(output, log_scale, inner):
+    elif one_pass_is_cheaper(inner, output, log_scale):
         loss = _with_gradient(*inputs)
     else:
         loss = _reconstruction(*inputs)
@@ -399,7 +405,7 @@ def _better_plain(kind: str, output: Any, target: Any, weight: Any, mask: Any, r
         and target.is_cpu
         and output.layout is target.layout is torch.strided
         and output.dim() > 0
-        and reduction in _TO_A_NUMBER
+        and reduction in TO_A_NUMBER
         and torch.is_grad_enabled()
         and not target.requires_grad
         and not torch._C._are_functorch_transforms_active()
@@ -432,20 +438,6 @@ def _why_plain(kind: str) -> Callable[..., str]:
         return f"PyTorch's own loss is faster below {_SMALL} elements" if small else ""
 
     return why
-
-
-def _in_one_pass(output: Tensor, log_scale: Tensor | None, reduction: str) -> bool:
-    # On the CPU the gradient costs little more than the loss while the inputs are in cache, and another pass over them
-    # later costs as much again. A GPU gains nothing, since it would have to scale what it kept. Half precision could
-    # lose what it kept: the incoming gradient's scale (a loss scaler's, say) comes too late for what has underflowed.
-    return (
-        output.device.type == "cpu"
-        and reduction in _TO_A_NUMBER
-        and output.dtype in (torch.float32, torch.float64)
-        and torch.is_grad_enabled()
-        and (output.requires_grad or (log_scale is not None and log_scale.requires_grad))
-        and not torch.compiler.is_compiling()
-    )
 
 
 # The dispatcher ops. Every backend implements exactly these.
@@ -502,40 +494,7 @@ _reconstruction_backward = differentiate_backward("reconstruction_backward")
 differentiate_backward("reconstruction_with_gradient")  # differentiable as any op is, though nobody asks for it
 
 
-class _WithGradient(torch.autograd.Function):
-    """Computes the gradient with the loss, and hands it over to the first backward pass that comes.
-
-    The tensor that was kept is the one that is returned, so no later change to it can be seen here: a second backward
-    pass over the same graph recomputes, and so does one that is to be differentiated.
-    """
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        ctx.set_materialize_grads(False)
-        _save(ctx, *inputs)
-        wanted = ctx.needs_input_grad[0] | ctx.needs_input_grad[2] << 1
-        with torch._C._AutoDispatchBelowAutograd():
-            loss, *ctx.ready = torch.ops.genmod.reconstruction_with_gradient.default(*inputs, wanted)
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad):
-        if grad is None or torch.is_grad_enabled() or ctx.ready is None:
-            return _vjp(ctx, grad)
-        ready, ctx.ready = ctx.ready, None
-        if grad.item() != 1:
-            for gradient in ready:
-                gradient.mul_(grad)
-        d_output, d_log_scale = ready
-        return (
-            d_output if ctx.needs_input_grad[0] else None,
-            None,
-            d_log_scale if ctx.needs_input_grad[2] else None,
-            *(None,) * 7,
-        )
-
-
-_with_gradient = apply_of(_WithGradient)
+_with_gradient = differentiate_in_one_pass("reconstruction_with_gradient", _save, _vjp, positions=(0, 2))
 
 for _public in (bernoulli_nll, gaussian_nll, laplace_nll, discretized_logistic_nll, mse, l1):
     _name = _public.__name__

@@ -174,6 +174,15 @@ def logistic_mixture_nll_backward(
     return gradient.to(dtype).contiguous(memory_format=form)
 
 
+def logistic_mixture_nll_with_gradient(
+    output: Tensor, target: Tensor, weight: Tensor | None, reduction: str, bins: int, min_log_scale: float
+) -> tuple[Tensor, Tensor]:
+    """A loss that is one number, and its gradient: :func:`logistic_mixture_nll_backward` of an incoming one."""
+    inputs = (output, target, weight, reduction, bins, min_log_scale)
+    loss = logistic_mixture_nll(*inputs)
+    return loss, logistic_mixture_nll_backward(torch.ones_like(loss), *inputs)
+
+
 def logistic_mixture_sample(
     output: Tensor,
     noise: Tensor | None,

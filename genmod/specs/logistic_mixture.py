@@ -190,7 +190,11 @@ register(
         public=ops.logistic_mixture_nll,
         eager=eager_logistic_mixture_nll,
         gradient_order=2,
-        dispatcher_ops=("logistic_mixture_nll", "logistic_mixture_nll_backward"),
+        dispatcher_ops=(
+            "logistic_mixture_nll",
+            "logistic_mixture_nll_backward",
+            "logistic_mixture_nll_with_gradient",
+        ),
         differentiable=(0,),
         samples=_samples,
         bad_calls=_bad_calls,
