@@ -355,8 +355,7 @@ def _combined(weight: Tensor | None, mask: Tensor | None, shape: torch.Size) -> 
 
 def _count(mask: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
     """How many elements a mask keeps; 1 for none."""
-    count = mask.sum(dtype=dtype) * (numel // max(mask.numel(), 1))
-    return count.masked_fill(count == 0, 1)
+    return mask.sum(dtype=dtype).mul_(numel // max(mask.numel(), 1)).clamp_(min=1)
 
 
 def _check_support(target: Tensor, factor: Tensor | None, low: float, high: float) -> None:
