@@ -50,16 +50,6 @@ static Tile<A> load_any(const Planes& p, int64_t sample, int64_t begin, int64_t 
   return load_planes<A, float>(p, sample, begin, n, count, buffer);
 }
 
-// Choices by masks, all ones or zero: compilers make branches of choices by conditions, and a loop with branches is not
-// vectorised. The sign of a number is such a mask; where the number is NaN, so is whatever is chosen between below.
-GENMOD_INLINE int64_t double_bits(double x) { int64_t b; memcpy(&b, &x, 8); return b; }
-GENMOD_INLINE double bits_double(int64_t b) { double x; memcpy(&x, &b, 8); return x; }
-GENMOD_INLINE int32_t mask_if(bool c, float) { return -(int32_t)c; }
-GENMOD_INLINE int64_t mask_if(bool c, double) { return -(int64_t)c; }
-GENMOD_INLINE int32_t negative(float x) { return float_bits(x) >> 31; }
-GENMOD_INLINE int64_t negative(double x) { return double_bits(x) >> 63; }
-GENMOD_INLINE float choose(int32_t mask, float yes, float no) { return select_bits(mask, yes, no); }
-GENMOD_INLINE double choose(int64_t mask, double yes, double no) { return bits_double((double_bits(yes) & mask) | (double_bits(no) & ~mask)); }
 GENMOD_INLINE float magnitude(float x) { return bits_float(float_bits(x) & 0x7fffffff); }
 GENMOD_INLINE double magnitude(double x) { return fabs(x); }
 

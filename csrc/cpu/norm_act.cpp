@@ -124,8 +124,11 @@ struct Lanes {
   template <class Call> void stretches(int64_t n, Call&& f) const {
     for (int64_t i = 0; i < n; i += width) f(i, n - i < width ? n - i : width);
   }
-  // Elements of a tile: whole rows.
-  int64_t tile() const { return width * (kTile * 2 / width > 0 ? kTile * 2 / width : 1); }
+  // Elements of a tile: whole rows, and several of long ones, since what a tile sums up is folded at its end.
+  int64_t tile() const {
+    const int64_t rows = kTile * 2 / width;
+    return width * (rows < rows_at_least(width) ? rows_at_least(width) : rows);
+  }
 };
 
 // The coefficients of one block, along its lanes.

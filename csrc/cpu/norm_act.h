@@ -18,6 +18,12 @@ namespace genmod {
 
 constexpr int64_t kPiece = 16384;  // elements, about: half of a level-2 cache with everything that goes with them
 
+// Rows of so many lanes that are taken together at least, while they fit a level-2 cache.
+inline int64_t rows_at_least(int64_t lanes) {
+  const int64_t fit = 4 * kPiece / lanes;
+  return fit > 8 ? 8 : fit > 0 ? fit : 1;
+}
+
 struct NormCut {
   bool in_rows, over_batch;
   int64_t channels, space;

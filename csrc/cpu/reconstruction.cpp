@@ -17,29 +17,39 @@ template <class A> GENMOD_INLINE Softplus<A> softplus(A x) {
   return {(x > 0 ? x : A(0)) + log1p_unit(e), (x > 0 ? A(1) : e) / (1 + e)};
 }
 
-// What a discretised logistic is made of: both tails' softplus, each zero where its bin has no such end, and the
-// logarithm of 1 - e^-delta with its derivative by log delta.
-template <class A> struct Bin { A p, m; Softplus<A> below, above; A log_width, growth; };
-template <class A> GENMOD_INLINE Bin<A> bin_of(A difference, A t, A s, A half) {
-  const A precision = exp_of(-s), zero = 0;
-  const bool first = t < half - 1, last = t > 1 - half;
-  const A p = (difference + half) * precision, m = (difference - half) * precision;
-  const Softplus<A> below = softplus(-p), above = softplus(m);
-  A delta = 2 * half * precision;
-  delta = delta < A(1e-30) ? A(1e-30) : delta;  // both ways so far that the result no longer depends on it
-  delta = delta > A(1e30) ? A(1e30) : delta;
-  const Exp<A> decay = exp_parts(-delta);
-  const bool small = delta < 1;
-  // A small delta's logarithm is known, and never underflows: ln(2 half) - s.
-  const A log_width = log_positive(small ? -decay.expm1 / delta : -decay.expm1) + (small ? log_positive(2 * half) - s : zero);
-  const A growth = delta * decay.exp / -decay.expm1;
-  return {p, m,
-          {last ? zero : below.value, last ? zero : below.slope},
-          {first ? zero : above.value, first ? zero : above.slope},
-          first || last ? zero : log_width, first || last ? zero : growth};
+// What depends on the log-scale alone: one for all elements is worked out once, ahead of a loop that then has no branch
+// on it. For a discretised logistic also the logarithm of 1 - e^-delta, with its derivative by log delta.
+template <class A> struct Scale { A log, inverse, log_width, growth; };
+template <Kind K, class A> GENMOD_INLINE Scale<A> scale_of(A s, A half) {
+  if constexpr (K == Kind::gaussian || K == Kind::laplace) return {s, exp_of(-s), 0, 0};
+  if constexpr (K == Kind::discretized_logistic) {
+    const A precision = exp_of(-s);
+    A delta = 2 * half * precision;
+    delta = delta < A(1e-30) ? A(1e-30) : delta;  // both ways so far that the result no longer depends on it
+    delta = delta > A(1e30) ? A(1e30) : delta;
+    const Exp<A> decay = exp_parts(-delta);
+    const bool small = delta < 1;
+    // A small delta's logarithm is known, and never underflows: ln(2 half) - s.
+    const A log_width = log_positive(small ? -decay.expm1 / delta : -decay.expm1) + (small ? log_positive(2 * half) - s : A(0));
+    return {s, precision, log_width, delta * decay.exp / -decay.expm1};
+  }
+  return {s, 0, 0, 0};
 }
 
-template <Kind K, class A> GENMOD_INLINE A value_of(A x, A t, A s, A half) {
+// A discretised logistic's bin: both tails' softplus, and the width, each zero where the bin has no such end.
+template <class A> struct Bin { A p, m; Softplus<A> below, above; A log_width, growth; };
+template <class A> GENMOD_INLINE Bin<A> bin_of(A difference, A t, const Scale<A>& s, A half) {
+  const A zero = 0;
+  const auto first = mask_if(t < half - 1, zero), last = mask_if(t > 1 - half, zero);
+  const A p = (difference + half) * s.inverse, m = (difference - half) * s.inverse;
+  const Softplus<A> below = softplus(-p), above = softplus(m);
+  return {p, m,
+          {choose(last, zero, below.value), choose(last, zero, below.slope)},
+          {choose(first, zero, above.value), choose(first, zero, above.slope)},
+          choose(first | last, zero, s.log_width), choose(first | last, zero, s.growth)};
+}
+
+template <Kind K, class A> GENMOD_INLINE A value_of(A x, A t, const Scale<A>& s, A half) {
   const A d = t - x;
   if constexpr (K == Kind::bernoulli) {
     // softplus(x) - x t as |x| times the probability of the less likely outcome's target, so that nothing cancels.
@@ -48,8 +58,8 @@ template <Kind K, class A> GENMOD_INLINE A value_of(A x, A t, A s, A half) {
   }
   if constexpr (K == Kind::mse) return d * d;
   if constexpr (K == Kind::l1) return d < 0 ? -d : d;
-  if constexpr (K == Kind::gaussian) return A(0.5) * (d * d * exp_of(-s) + (A(1.8378770664093454835606594728112) + s));
-  if constexpr (K == Kind::laplace) return (d < 0 ? -d : d) * exp_of(-s) + (A(0.69314718055994530941723212145818) + s);
+  if constexpr (K == Kind::gaussian) return A(0.5) * (d * d * s.inverse + (A(1.8378770664093454835606594728112) + s.log));
+  if constexpr (K == Kind::laplace) return (d < 0 ? -d : d) * s.inverse + (A(0.69314718055994530941723212145818) + s.log);
   if constexpr (K == Kind::discretized_logistic) {
     const Bin<A> bin = bin_of(d, t, s, half);
     return bin.below.value + bin.above.value - bin.log_width;
@@ -58,7 +68,7 @@ template <Kind K, class A> GENMOD_INLINE A value_of(A x, A t, A s, A half) {
 
 // Derivatives by output and log-scale.
 template <class A> struct Slopes { A output, log_scale; };
-template <Kind K, class A> GENMOD_INLINE Slopes<A> slopes_of(A x, A t, A s, A half) {
+template <Kind K, class A> GENMOD_INLINE Slopes<A> slopes_of(A x, A t, const Scale<A>& s, A half) {
   const A d = t - x;
   if constexpr (K == Kind::bernoulli) {
     const A a = x > 0 ? x : -x, e = exp_of(-a), tail = e / (1 + e);  // sigmoid(-|x|)
@@ -67,40 +77,42 @@ template <Kind K, class A> GENMOD_INLINE Slopes<A> slopes_of(A x, A t, A s, A ha
   if constexpr (K == Kind::mse) return {-2 * d, A(0)};
   if constexpr (K == Kind::l1) return {-sign_of(d), A(0)};
   if constexpr (K == Kind::gaussian) {
-    const A scaled = d * exp_of(-s);
+    const A scaled = d * s.inverse;
     return {-scaled, A(0.5) - A(0.5) * d * scaled};
   }
   if constexpr (K == Kind::laplace) {
-    const A scaled = sign_of(d) * exp_of(-s);
+    const A scaled = sign_of(d) * s.inverse;
     return {-scaled, 1 - d * scaled};
   }
   if constexpr (K == Kind::discretized_logistic) {
     const Bin<A> bin = bin_of(d, t, s, half);
-    return {(bin.below.slope - bin.above.slope) * exp_of(-s), bin.p * bin.below.slope - bin.m * bin.above.slope + bin.growth};
+    return {(bin.below.slope - bin.above.slope) * s.inverse, bin.p * bin.below.slope - bin.m * bin.above.slope + bin.growth};
   }
 }
 
 template <class A> GENMOD_INLINE A raise(A s, A low) { return s < low ? low : s; }
 
-// ONE: a single log-scale, whose exponential the compiler takes out of the loop.
+// ONE: a single log-scale.
 template <Kind K, bool ONE, class A>
 static void forward_tile(const A* __restrict x, const A* __restrict t, const A* __restrict s, A* __restrict out, A low, A half, int64_t n) {
-  const A one = raise(*s, low);
-  for (int64_t i = 0; i < n; i++) out[i] = value_of<K>(x[i], t[i], ONE ? one : raise(s[i], low), half);
+  const Scale<A> one = scale_of<K>(raise(*s, low), half);
+  for (int64_t i = 0; i < n; i++) out[i] = value_of<K>(x[i], t[i], ONE ? one : scale_of<K>(raise(s[i], low), half), half);
 }
 
-// `ds` and `values` may be null; what is computed for both of the loss and its derivatives is computed once.
-template <Kind K, bool ONE, class A>
+template <Kind K> constexpr bool kHasScale = K == Kind::gaussian || K == Kind::laplace || K == Kind::discretized_logistic;
+
+// With VALUES the loss as well: what is computed for both of it and its derivatives is computed once. No pointer is
+// optional, since a loop with a condition on one is not vectorised where it is long.
+template <Kind K, bool ONE, bool VALUES, class A>
 static void backward_tile(const A* __restrict x, const A* __restrict t, const A* __restrict s, const A* __restrict g, A* __restrict dx, A* __restrict ds,
                           A* __restrict values, A low, A half, int64_t n) {
-  const A one = raise(*s, low);
+  const Scale<A> one = scale_of<K>(raise(*s, low), half);
   for (int64_t i = 0; i < n; i++) {
-    const A si = ONE ? one : s[i];
-    const A raised = ONE ? one : raise(si, low);
-    const Slopes<A> d = slopes_of<K>(x[i], t[i], raised, half);
+    const Scale<A> scale = ONE ? one : scale_of<K>(raise(s[i], low), half);
+    const Slopes<A> d = slopes_of<K>(x[i], t[i], scale, half);
     dx[i] = g[i] * d.output;
-    if (ds) ds[i] = !ONE && si < low ? A(0) : g[i] * d.log_scale;
-    if (values) values[i] = value_of<K>(x[i], t[i], raised, half);
+    if (kHasScale<K>) ds[i] = !ONE && s[i] < low ? A(0) : g[i] * d.log_scale;
+    if (VALUES) values[i] = value_of<K>(x[i], t[i], scale, half);
   }
 }
 
@@ -185,7 +197,8 @@ template <Kind K, bool ONE, class A> static void backward_chunks(const Reconstru
     in.read(p, begin, n);
     const A* g = spread((const A*)p.grad, p.grad_per_element, p.sample, (A)p.scale, begin, n, gb);
     const OutTile<A> dx(p.d_output, p.out_cols, begin, n, xb), ds(p.d_log_scale, p.out_cols, begin, n, sb);
-    backward_tile<K, ONE>(in.x, in.t, in.s, g, dx.data, want_log_scale ? ds.data : nullptr, p.sums ? vb : nullptr, low, (A)p.half, n);
+    const auto tile = p.sums ? backward_tile<K, ONE, true, A> : backward_tile<K, ONE, false, A>;
+    tile(in.x, in.t, in.s, g, dx.data, ds.data, vb, low, (A)p.half, n);
     if (in.w) {
       weigh(dx.data, in.w, n);
       if (want_log_scale) weigh(ds.data, in.w, n);

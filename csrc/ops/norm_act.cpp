@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <tuple>
@@ -74,7 +75,7 @@ struct NormInput {
       cut.spread = last ? 1 : space;
       cut.lanes = channels * cut.spread;
       cut.rows = (last ? space : 1) * (group ? 1 : samples);
-      cut.piece_rows = cut.lanes < kPiece && cut.lanes > 0 ? kPiece / cut.lanes : 1;
+      cut.piece_rows = cut.lanes > 0 ? std::max(kPiece / cut.lanes, rows_at_least(cut.lanes)) : 1;
       cut.pieces = cut.lanes > 0 ? (cut.rows + cut.piece_rows - 1) / cut.piece_rows : 0;
     } else {
       cut.statistics = 1;
