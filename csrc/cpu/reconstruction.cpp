@@ -197,8 +197,11 @@ template <Kind K, bool ONE, class A> static void backward_chunks(const Reconstru
     in.read(p, begin, n);
     const A* g = spread((const A*)p.grad, p.grad_per_element, p.sample, (A)p.scale, begin, n, gb);
     const OutTile<A> dx(p.d_output, p.out_cols, begin, n, xb), ds(p.d_log_scale, p.out_cols, begin, n, sb);
-    const auto tile = p.sums ? backward_tile<K, ONE, true, A> : backward_tile<K, ONE, false, A>;
+    // A Laplace distribution's loss and slope would share a product, and round it otherwise than the slope alone does.
+    constexpr bool kTogether = K != Kind::laplace;
+    const auto tile = kTogether && p.sums ? backward_tile<K, ONE, kTogether, A> : backward_tile<K, ONE, false, A>;
     tile(in.x, in.t, in.s, g, dx.data, ds.data, vb, low, (A)p.half, n);
+    if (!kTogether && p.sums) forward_tile<K, ONE>(in.x, in.t, in.s, vb, low, (A)p.half, n);
     if (in.w) {
       weigh(dx.data, in.w, n);
       if (want_log_scale) weigh(ds.data, in.w, n);

@@ -221,6 +221,22 @@ def test_no_gradient_flows_to_the_target():
     assert x.grad is None and output.grad is not None
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_gradient_of_the_same_pass_is_the_one_that_is_recomputed(weighted):
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(2, 30, 9, 11, generator=generator).requires_grad_()
+    target = torch.randint(256, (2, 3, 9, 11), generator=generator) / 127.5 - 1
+    weight = torch.rand(2, 9, 11, generator=generator) if weighted else None
+    loss = ops.logistic_mixture_nll(output, target, weight=weight)
+    (kept,) = torch.autograd.grad(loss, output, torch.tensor(3.0), retain_graph=True)
+    (again,) = torch.autograd.grad(loss, output, torch.tensor(3.0), create_graph=True)
+    torch.testing.assert_close(kept, again, rtol=1e-6, atol=1e-7)
+    with torch.no_grad():
+        assert torch.equal(loss.detach(), ops.logistic_mixture_nll(output, target, weight=weight))
+    (second,) = torch.autograd.grad(again.square().sum(), output)
+    assert second.isfinite().all() and second.any()
+
+
 def test_under_torch_func_and_compile():
     torch.manual_seed(0)
     output, x = torch.randn(2, 20, 3, 3, requires_grad=True), images(2, 3, 3, 3)

@@ -304,6 +304,25 @@ def test_second_derivatives_after_one_pass(kind):
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.skipif(not _native.loaded, reason="the reference makes both of the same steps")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian", "laplace", "discretized_logistic", "mse", "l1"])
+def test_one_pass_makes_the_bits_of_two(kind, dtype):
+    generator = torch.Generator().manual_seed(0)
+    shape, one = (3, 5, 17, 19), torch.ones((), dtype=dtype)  # whole vectors and what is left of them
+    x, log_scale = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(2))
+    target = torch.randint(256, shape, generator=generator) / 255
+    target = target.to(dtype) if kind == "bernoulli" else 2 * target.to(dtype) - 1
+    scaled = kind in ("gaussian", "laplace", "discretized_logistic")
+    for scale in (None, log_scale, log_scale[0, 0, 0, 0]) if scaled else (None,):
+        inputs = (x, target, scale, None, kind, False, -1.0, None, 256, "mean")
+        wanted = 1 if scale is None else 3
+        loss, *gradients = torch.ops.genmod.reconstruction_with_gradient(*inputs, wanted)
+        alone = torch.ops.genmod.reconstruction_backward(one, *inputs, wanted)
+        assert torch.equal(loss, torch.ops.genmod.reconstruction(*inputs))
+        assert all(torch.equal(a, b) for a, b in zip(gradients, alone, strict=True))
+
+
 def test_a_gradient_of_the_scale_alone():
     x, t = torch.randn(300, 130), torch.rand(300, 130)
     s = torch.tensor(-1.0, requires_grad=True)
