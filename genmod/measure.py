@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -69,6 +70,7 @@ def synchronize(device: torch.device) -> None:
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     """The most memory that PyTorch's allocator held during the call, beyond what it held before."""
     call()
+    gc.collect()  # what earlier calls left in cycles would be released in the middle of this one, and count for it
     if device.type == "cuda":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "huge_pages.h"
 #include "types.h"
 
 namespace genmod {
@@ -112,8 +113,11 @@ inline Tensor densified(const Tensor& t, MemoryFormat f) {
 inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType type,
                     MemoryFormat f = MemoryFormat::Contiguous) {
   // The way past the dispatcher, which looks the op up by name, is worth a microsecond.
-  if (f == MemoryFormat::Contiguous) return torch::stable::new_empty(like, sizes, type);
-  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, f);
+  Tensor out = f == MemoryFormat::Contiguous ? torch::stable::new_empty(like, sizes, type)
+                                             : torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, f);
+  const int64_t size = type == ScalarType::Bool ? 1 : item_size(dtype_of(out));
+  if (out.is_cpu()) ask_for_huge_pages(out.mutable_data_ptr(), (size_t)(out.numel() * size));
+  return out;
 }
 
 // One common cut of several tensors into rows. The first that is not dense decides `cols`; one that does not fit is
