@@ -56,11 +56,8 @@ struct NormCut {
     const int64_t left = space - part * kPiece;
     return left < kPiece ? left : kPiece;
   }
-  // Which of its block's coefficients a sum of a piece belongs to.
-  int64_t channel(int64_t piece, int64_t lane) const {
-    if (in_rows) return lane / spread;
-    return over_batch ? 0 : channel_pieces == 1 ? piece : piece / channel_pieces;
-  }
+  // Planes: which of its block's coefficients a piece has.
+  int64_t channel(int64_t piece) const { return over_batch ? 0 : channel_pieces == 1 ? piece : piece / channel_pieces; }
 };
 
 // One piece after another, through all blocks.

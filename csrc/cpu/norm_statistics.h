@@ -40,19 +40,20 @@ inline void set_coefficients(NormCoefficients& k, const NormParameters& given, D
 }
 
 // Joins the moments of a block's pieces, in order.
-inline void join_moments(const NormCut& cut, int64_t block, const double* moments, double* means, double* variances) {
-  for (int64_t g = 0; g < cut.statistics; g++) {
-    double mean = 0, squares = 0, count = 0;
-    for (int64_t piece = 0; piece < cut.pieces; piece++) {
-      const double* m = moments + 2 * ((block * cut.pieces + piece) * cut.statistics + g);
-      const double n = (double)cut.count(piece), delta = m[0] - mean, share = n / (count + n);
-      mean += delta * share;
-      squares += m[1] + delta * delta * count * share;
-      count += n;
+inline void join_moments(const NormCut& cut, int64_t block, const double* moments, double* all_means, double* all_variances) {
+  double *means = all_means + block * cut.statistics, *variances = all_variances + block * cut.statistics, count = 0;
+  for (int64_t g = 0; g < cut.statistics; g++) means[g] = variances[g] = 0;
+  for (int64_t piece = 0; piece < cut.pieces; piece++) {
+    const double* m = moments + 2 * (block * cut.pieces + piece) * cut.statistics;
+    const double n = (double)cut.count(piece), share = n / (count + n);
+    for (int64_t g = 0; g < cut.statistics; g++, m += 2) {
+      const double delta = m[0] - means[g];
+      means[g] += delta * share;
+      variances[g] += m[1] + delta * delta * (count * share);
     }
-    means[block * cut.statistics + g] = mean;
-    variances[block * cut.statistics + g] = squares / count;
+    count += n;
   }
+  for (int64_t g = 0; g < cut.statistics; g++) variances[g] /= count;
 }
 
 // Sums per channel that has its own coefficients: of dz, and of dz * (x - mean).
@@ -61,13 +62,15 @@ struct NormSums {
   explicit NormSums(const NormCut& cut) : dz((size_t)(cut.blocks * cut.block_channels())), product(dz.size()) {}
   void collect(const NormCut& cut, int64_t block, const double* sums) {
     double *d = dz.data() + block * cut.block_channels(), *q = product.data() + block * cut.block_channels();
-    for (int64_t piece = 0; piece < cut.pieces; piece++)
-      for (int64_t lane = 0; lane < cut.width(); lane++) {
-        const double* s = sums + 2 * ((block * cut.pieces + piece) * cut.width() + lane);
-        const int64_t c = cut.channel(piece, lane);
-        d[c] += s[0];
-        q[c] += s[1];
-      }
+    for (int64_t piece = 0; piece < cut.pieces; piece++) {
+      const double* s = sums + 2 * (block * cut.pieces + piece) * cut.width();
+      const int64_t first = cut.in_rows ? 0 : cut.channel(piece), last = cut.in_rows ? cut.block_channels() : first + 1;
+      for (int64_t c = first; c < last; c++)
+        for (int64_t lane = 0; lane < cut.spread; lane++, s += 2) {
+          d[c] += s[0];
+          q[c] += s[1];
+        }
+    }
   }
 };
 

@@ -268,9 +268,9 @@ _SMALL = 16384
 # Our kernels also have a cost per plane, which planes of few pixels do not repay. Forward and backward of group norm
 # and SiLU, float32, one thread, stock PyTorch's time in parts of ours: planes of 2 x 2 0.3, of 4 x 4 0.2, of 8 x 8 0.5
 # to 0.7, of 16 x 16 0.9 to 1.6, whatever the batch. Batch norm and ReLU: 2 x 2 1.8 to 4 (there channels are taken
-# together); 4 x 4 and 8 x 8 0.4 to 0.7 up to 65536 elements, 0.7 to 0.8 at 262144, and 1.1 to 1.3 at a million.
+# together); 4 x 4 and 8 x 8 0.4 to 0.8 up to 131072 elements, 0.7 to 1.1 at 262144, and 1.2 to 1.5 from 524288 on.
 _SMALL_PLANE = 64
-_SMALL_BATCH_NORM = (9, 131072)  # pixels of a plane at least, elements at most
+_SMALL_BATCH_NORM = (9, 262144)  # pixels of a plane at least, elements at most
 
 
 # On a GPU a small call waits for Python. Forward and backward on an H200, stock PyTorch's time in parts of ours: group
