@@ -167,6 +167,15 @@ class Signalled(Autoencoder):
         return super().loss(images, step=step, **options)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where these tests run as a background job, which a shell starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ctrl_c_saves_and_a_resumed_run_has_the_same_curve(tmp_path: Path, accumulate: int) -> None:
     config = with_(ema=0.9, accumulate=accumulate)
@@ -188,6 +197,7 @@ def _rename(out: Path, old: str, new: str) -> None:
         path.write_text(path.read_text().replace(old, new))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Signalled, "times", 2)
     with pytest.raises(KeyboardInterrupt):
