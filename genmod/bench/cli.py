@@ -105,7 +105,8 @@ def _measure(args: argparse.Namespace) -> int:
         if args.action == "overhead":
             result = measurements.overhead(device, progress)
         else:
-            result = measurements.make(args, device, DTYPES[args.dtype], progress)
+            # A suite can take an hour: what it has measured is on disk when it is ended before it is done.
+            result = measurements.make(args, device, DTYPES[args.dtype], progress, lambda part: _keep(args.json, part))
     if not (result["rows"] or result.get("refused")):
         raise RecipeError(f"nothing to measure: no workload's name contains {args.workload!r}, or no op has that axis")
     for title, columns, rows in measurements.tables(result):
@@ -114,11 +115,7 @@ def _measure(args: argparse.Namespace) -> int:
         console.print(note, highlight=False)
     if args.pytest_benchmark:
         _write(args.pytest_benchmark, json.dumps(pytest_format.convert(result), indent=1) + "\n")
-    if result["kind"] == "ops":  # results keep the quartiles
-        for row in result["rows"]:
-            del row["seconds"]
-    if args.json:
-        _write(args.json, json.dumps(result, indent=1) + "\n")
+    _keep(args.json, result)
     if args.csv:
         _write(args.csv, report.to_csv(result))
     if args.markdown:
@@ -149,6 +146,15 @@ def _check(args: argparse.Namespace) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecipeError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _keep(file: Path | None, result: dict[str, Any]) -> None:
+    """Write a result, if it is to be; a suite's has the quartiles of its times, not all of them."""
+    if file is None:
+        return
+    if result["kind"] == "ops":
+        result = result | {"rows": [{k: v for k, v in row.items() if k != "seconds"} for row in result["rows"]]}
+    _write(file, json.dumps(result, indent=1) + "\n")
 
 
 def _write(file: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,9 +21,16 @@ Table = tuple[str, list[str], list[list[str]]]
 
 
 def make(
-    args: argparse.Namespace, device: torch.device, dtype: torch.dtype, progress: runner.Progress
+    args: argparse.Namespace,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: runner.Progress,
+    keep: Callable[[dict[str, Any]], None] = lambda unfinished: None,
 ) -> dict[str, Any]:
-    """A suite, scaling curves or a comparison with another revision: what the options ask for."""
+    """A suite, scaling curves or a comparison with another revision: what the options ask for.
+
+    After each row of a suite `keep` gets the result so far, which says that it is unfinished.
+    """
     chosen = [spec for name, spec in specs().items() if not args.op or name in args.op]
     name = args.suite or ("full" if args.op else "quick")
     suite = SUITES[name]
@@ -39,6 +46,13 @@ def make(
         rows = against.run(chosen, args.against, name, device, args.dtype, modes, args.workload, suite.rounds, progress)
         return result | {"kind": "against", "revision": args.against, "rows": rows}
     result["suite"] = name
+    so_far: list[runner.Row] = []
+
+    def add(row: runner.Row) -> None:
+        so_far.append(row)
+        keep(result | {"rows": so_far, "unfinished": True})
+
+    progress = progress._replace(row=add)
     if name == "models":
         rows = runner.run_steps(all_steps(), device, dtype, suite, workload=args.workload, progress=progress)
         return result | {"rows": rows}
@@ -129,6 +143,8 @@ def notes(result: dict[str, Any]) -> Iterator[str]:
     """What belongs under the tables, a line each."""
     if result.get("matmul_flops_per_second"):
         yield f"Ceiling: a matrix product makes {result['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s here."
+    if result.get("unfinished"):
+        yield "Unfinished: the run was ended before it had measured everything."
     for refused in result.get("refused", ()):
         yield refused["why"]
     for peer in result.get("peers_not_raced", ()):

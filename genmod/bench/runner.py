@@ -23,11 +23,13 @@ class RedGate(Exception):
 
 
 class Progress(NamedTuple):
-    """What a run tells while it goes: `total(n)` once, `now(text)` at each thing begun, `done()` at its end."""
+    """What a run tells while it goes: `total(n)` once, `now(text)` at each thing begun, `done()` at its end, and each
+    `row(row)` as it is measured."""
 
     total: Callable[[int], None] = lambda count: None
     now: Callable[[str], None] = lambda text: None
     done: Callable[[], None] = lambda: None
+    row: Callable[[Row], None] = lambda row: None
 
 
 def check(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
@@ -98,6 +100,7 @@ def run_ops(
                 progress.now(f"{spec.name}, {each.name}, {mode}")
                 case = next(made)
                 rows.append(run(case, device, suite))
+                progress.row(rows[-1])
                 for peer in case.not_raced:
                     not_raced[spec.name, peer["peer"], peer["why"]] = {"op": spec.name, "workload": each.name, **peer}
                 progress.done()
@@ -119,6 +122,8 @@ def run_steps(
     rows = []
     for each in plan:
         progress.now(f"{each.op}, {each.name}")
-        rows += [run(case, device, suite) for case in step.cases(each, device, dtype)]
+        for case in step.cases(each, device, dtype):
+            rows.append(run(case, device, suite))
+            progress.row(rows[-1])
         progress.done()
     return rows

@@ -114,6 +114,27 @@ def test_results_hold_what_the_tables_need(tmp_path):
     assert str(tmp_path.home()) not in file.read_text() and "/" not in json.dumps(result["machine"])
 
 
+def test_a_suite_that_is_ended_leaves_what_it_measured(tmp_path, monkeypatch):
+    file, measured = tmp_path / "result.json", runner.run
+
+    def run_once(case, *rest):
+        if case.mode == "forward+backward":
+            raise KeyboardInterrupt
+        return measured(case, *rest)
+
+    monkeypatch.setattr(runner, "run", run_once)
+    options = ["--op", "mse", "--workload", "small", "--suite", "quick", "--rounds", "5", "--device", "cpu"]
+    with pytest.raises(KeyboardInterrupt):
+        bench(*options, "--json", str(file))
+    result = json.loads(file.read_text())
+    assert [row["mode"] for row in result["rows"]] == ["forward"] and result["unfinished"]
+    assert any(note.startswith("Unfinished") for note in measurements.notes(result))
+    monkeypatch.undo()
+    assert bench(*options, "--json", str(file)) == 0
+    result = json.loads(file.read_text())
+    assert len(result["rows"]) == 2 and "unfinished" not in result
+
+
 def test_the_steps_of_recipes_say_what_bounds_them(tmp_path):
     file = tmp_path / "result.json"
     options = ["--suite", "models", "--workload", "next-step on digits", "--rounds", "5", "--device", "cpu"]
