@@ -99,8 +99,6 @@ static void forward_tile(const A* __restrict x, const A* __restrict t, const A* 
   for (int64_t i = 0; i < n; i++) out[i] = value_of<K>(x[i], t[i], ONE ? one : scale_of<K>(raise(s[i], low), half), half);
 }
 
-template <Kind K> constexpr bool kHasScale = K == Kind::gaussian || K == Kind::laplace || K == Kind::discretized_logistic;
-
 // With VALUES the loss as well: what is computed for both of it and its derivatives is computed once. No pointer is
 // optional, since a loop with a condition on one is not vectorised where it is long.
 template <Kind K, bool ONE, bool VALUES, class A>
@@ -111,7 +109,7 @@ static void backward_tile(const A* __restrict x, const A* __restrict t, const A*
     const Scale<A> scale = ONE ? one : scale_of<K>(raise(s[i], low), half);
     const Slopes<A> d = slopes_of<K>(x[i], t[i], scale, half);
     dx[i] = g[i] * d.output;
-    if (kHasScale<K>) ds[i] = !ONE && s[i] < low ? A(0) : g[i] * d.log_scale;
+    if (has_scale(K)) ds[i] = !ONE && s[i] < low ? A(0) : g[i] * d.log_scale;
     if (VALUES) values[i] = value_of<K>(x[i], t[i], scale, half);
   }
 }

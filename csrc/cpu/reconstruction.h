@@ -7,6 +7,7 @@
 namespace genmod {
 
 enum class Kind : int { bernoulli, gaussian, laplace, discretized_logistic, mse, l1 };
+constexpr bool has_scale(Kind kind) { return kind == Kind::gaussian || kind == Kind::laplace || kind == Kind::discretized_logistic; }
 
 // A tensor of a dtype of its own, in the common rows; data may be null.
 struct Input {

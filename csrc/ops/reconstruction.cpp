@@ -21,8 +21,6 @@ Kind parse_kind(const std::string& name) {
   return Kind::l1;
 }
 
-bool has_scale(Kind kind) { return kind == Kind::gaussian || kind == Kind::laplace || kind == Kind::discretized_logistic; }
-
 // Floating point as everywhere, and masks besides.
 Dtype stored_as(const Tensor& t) { return t.scalar_type() == ScalarType::Bool ? Dtype::u8 : dtype_of(t); }
 
