@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 #: Seconds that one timed stretch of calls should last at least, so that the clock's own grain does not matter.
-_STRETCH = 0.003
+_STRETCH = 0.01
+#: Seconds of a call from which on it does not matter what the one before it left in the caches and the allocator.
+_LONG = 0.1
 
 
 def interleaved(
@@ -30,25 +32,29 @@ def interleaved(
     """Seconds per call of each contender, one value per round.
 
     The contenders take turns, forwards and backwards, so that a machine that speeds up or slows down does it to all of
-    them: ratios of medians hold where absolute times do not. Each is called once untimed first. `rounds` shrinks, to no
-    less than five, where all of them together would take more than `budget` seconds. `within` names contexts that some
-    contenders run in; entering them is not timed.
+    them: ratios of medians hold where absolute times do not. Each turn begins with a call that is not timed, unless
+    calls are long: it finds the caches, and the allocator's free memory, as another contender left them. `rounds`
+    shrinks, to no less than five, where all of them together would take more than `budget` seconds. `within` names
+    contexts that some contenders run in; entering them is not timed.
     """
     within = within or {}
 
-    def timed(name: str, repeat: int) -> float:
+    def timed(name: str, repeat: int, untimed: bool = False) -> float:
         with within.get(name, contextlib.nullcontext)():
+            if untimed:
+                calls[name]()
             return _seconds(calls[name], repeat, device)
 
     for name in calls:
         timed(name, 1)
     once = {name: timed(name, 1) for name in calls}
     repeat = {name: max(1, round(_STRETCH / seconds)) for name, seconds in once.items()}
-    one_round = sum(once[name] * repeat[name] for name in calls)
+    short = {name for name, seconds in once.items() if seconds < _LONG}
+    one_round = sum(once[name] * (repeat[name] + (name in short)) for name in calls)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(max(5, min(rounds, int(budget / one_round)))):
         for name in list(calls) if turn % 2 else reversed(list(calls)):
-            times[name].append(timed(name, repeat[name]))
+            times[name].append(timed(name, repeat[name], name in short))
     return times
 
 

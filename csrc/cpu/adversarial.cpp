@@ -11,7 +11,7 @@ template <class A> struct Point { A value, slope; };
 
 // ln(1 + e^t) and its derivative. With u = 1 + e^-|t| rounded, ln u + (e^-|t| - (u - 1)) / u is log1p to the last bits.
 GENMOD_INLINE Point<float> softplus(float t) {
-  const float e = exp_parts(t > 0 ? -t : t).exp, u = 1 + e, inverse = 1 / u;
+  const float e = decay(-magnitude(t)).exp, u = 1 + e, inverse = 1 / u;
   const float value = (t > 0 ? t : 0) + (log_positive(u) + (e - (u - 1)) * inverse);
   return {t != t ? t : value, (t > 0 ? 1.f : e) * inverse};
 }

@@ -48,26 +48,26 @@ template <bool FREE, class A> GENMOD_INLINE A floor_at(A kl, A free_bits) { retu
 
 template <bool Z, bool KL, Clamp C, bool FREE, class A>
 static void forward_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict eps, A* __restrict z, A* __restrict kl, A free_bits, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
+  for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const Exp<A> half = exp_parts(A(0.5) * bound<C>(lv[i]).value);
     if (Z) z[i] = m[i] + half.exp * eps[i];
     if (KL) kl[i] = floor_at<FREE>(A(0.5) * (variance_term(half) + m[i] * m[i]), free_bits);
-  }
+  }, m, lv, eps, z);
 }
 
 template <Clamp C, bool FREE, class A>
 static void pair_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict om, const A* __restrict olv, A* __restrict kl, A free_bits, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
+  for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const A other = bound<C>(olv[i]).value, delta = m[i] - om[i];
     const A excess = variance_ratio(bound<C>(lv[i]).value, other).excess;
     kl[i] = floor_at<FREE>(A(0.5) * (excess + delta * delta * exp_of(-other)), free_bits);
-  }
+  }, m, lv, om, olv);
 }
 
 template <bool Z, bool KL, Clamp C, bool FREE, class A>
 static void backward_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict eps, const A* __restrict gz, const A* __restrict g,
                           A* __restrict dm, A* __restrict dlv, A free_bits, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
+  for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const Bounded<A> l = bound<C>(lv[i]);
     const Exp<A> half = exp_parts(A(0.5) * l.value);
     A mean = 0, logvar = 0;
@@ -83,13 +83,13 @@ static void backward_tile(const A* __restrict m, const A* __restrict lv, const A
     }
     dm[i] = mean;
     dlv[i] = A(0.5) * l.slope * logvar;
-  }
+  }, m, lv, eps, gz, dm, dlv);
 }
 
 template <Clamp C, bool FREE, class A>
 static void pair_backward_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict om, const A* __restrict olv, const A* __restrict g,
                                A* __restrict dm, A* __restrict dlv, A* __restrict dom, A* __restrict dolv, A free_bits, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
+  for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const Bounded<A> l = bound<C>(lv[i]), other = bound<C>(olv[i]);
     const A delta = m[i] - om[i], precision = exp_of(-other.value);
     const Ratio<A> ratio = variance_ratio(l.value, other.value);
@@ -101,7 +101,7 @@ static void pair_backward_tile(const A* __restrict m, const A* __restrict lv, co
     dom[i] = -mean;
     dlv[i] = A(0.5) * l.slope * gi * ratio.growth;
     dolv[i] = A(-0.5) * other.slope * gi * (ratio.growth + square);
-  }
+  }, m, lv, om, olv, dm, dlv, dom, dolv);
 }
 
 // Calls f with a compile-time clamp and free-bits flag.
@@ -113,10 +113,15 @@ template <class F> static void with_mode(Clamp c, bool free, F&& f) {
 }
 
 template <class A> static const A* draw_noise(uint64_t key, int64_t begin, int64_t n, A* buffer) {
-  alignas(64) float block[64];
-  for (int64_t i = 0; i < n; i += 64) {
-    philox_normal_block(key, (uint64_t)(begin + i) / 64, block);
-    for (int64_t j = 0; j < 64; j++) buffer[i + j] = block[j];  // the buffer is a whole number of blocks long
+  for (int64_t i = 0; i < n; i += 64) {  // the buffer is a whole number of blocks long
+    const uint64_t block = (uint64_t)(begin + i) / 64;
+    if constexpr (same<A, float>) {
+      philox_normal_block(key, block, buffer + i);
+    } else {
+      alignas(64) float normals[64];
+      philox_normal_block(key, block, normals);
+      for (int64_t j = 0; j < 64; j++) buffer[i + j] = normals[j];
+    }
   }
   return buffer;
 }
@@ -126,10 +131,8 @@ template <class A, class S, class P> static const A* noise_tile(const P& p, int6
   return p.noise ? load<A, S>({p.noise, 0}, p.numel, begin, n, buffer) : nullptr;
 }
 
-// The incoming gradient of the KL for a tile, scaled.
-template <class A> static const A* grad_tile(const GaussianBackward& p, int64_t begin, int64_t n, A* buffer) {
-  return spread((const A*)p.grad_kl, p.grad_kl_per_element, p.sample, (A)p.scale, begin, n, buffer);
-}
+// The incoming gradient of the KL.
+template <class A> static Spread<A> grad_kl(const GaussianBackward& p) { return {(const A*)p.grad_kl, p.grad_kl_per_element, p.sample, (A)p.scale}; }
 
 template <class S> static void forward_chunks(const GaussianForward& p, int64_t first, int64_t last) {
   using A = typename Accumulate<S>::type;
@@ -186,14 +189,15 @@ template <class A, class S> struct OutTile {
 
 template <class S> static void backward_chunks(const GaussianBackward& p, int64_t first, int64_t last) {
   using A = typename Accumulate<S>::type;
-  alignas(64) A mb[kChunk], lb[kChunk], eb[kChunk], zb[kChunk], gb[kChunk], dmb[kChunk], dlb[kChunk];
+  Spread<A> spread = grad_kl<A>(p);
+  alignas(64) A mb[kChunk], lb[kChunk], eb[kChunk], zb[kChunk], dmb[kChunk], dlb[kChunk];
   for (int64_t chunk = first; chunk < last; chunk++) {
     const int64_t begin = chunk * kChunk, n = p.numel - begin < kChunk ? p.numel - begin : kChunk;
     const A* m = load<A, S>(p.mean, p.cols, begin, n, mb);
     const A* lv = load<A, S>(p.logvar, p.cols, begin, n, lb);
     const A* eps = p.grad_z ? noise_tile<A, S>(p, begin, n, eb) : nullptr;
     const A* gz = p.grad_z ? load<A, S>({p.grad_z, 0}, p.numel, begin, n, zb) : nullptr;
-    const A* g = p.grad_kl ? grad_tile(p, begin, n, gb) : nullptr;
+    const A* g = p.grad_kl ? spread.tile(begin, n) : nullptr;
     const OutTile<A, S> dm(p.d_mean, p.out_cols, begin, n, dmb), dl(p.d_logvar, p.out_cols, begin, n, dlb);
     with_mode(p.clamp, p.grad_kl && p.free_bits > 0, [&](auto mode) {
       using M = decltype(mode);
@@ -208,14 +212,15 @@ template <class S> static void backward_chunks(const GaussianBackward& p, int64_
 
 template <class S> static void pair_backward_chunks(const GaussianBackward& p, int64_t first, int64_t last) {
   using A = typename Accumulate<S>::type;
-  alignas(64) A mb[kChunk], lb[kChunk], omb[kChunk], olb[kChunk], gb[kChunk], b0[kChunk], b1[kChunk], b2[kChunk], b3[kChunk];
+  Spread<A> spread = grad_kl<A>(p);
+  alignas(64) A mb[kChunk], lb[kChunk], omb[kChunk], olb[kChunk], b0[kChunk], b1[kChunk], b2[kChunk], b3[kChunk];
   for (int64_t chunk = first; chunk < last; chunk++) {
     const int64_t begin = chunk * kChunk, n = p.numel - begin < kChunk ? p.numel - begin : kChunk;
     const A* m = load<A, S>(p.mean, p.cols, begin, n, mb);
     const A* lv = load<A, S>(p.logvar, p.cols, begin, n, lb);
     const A* om = load<A, S>(p.other_mean, p.cols, begin, n, omb);
     const A* olv = load<A, S>(p.other_logvar, p.cols, begin, n, olb);
-    const A* g = grad_tile(p, begin, n, gb);
+    const A* g = spread.tile(begin, n);
     const OutTile<A, S> dm(p.d_mean, p.out_cols, begin, n, b0), dl(p.d_logvar, p.out_cols, begin, n, b1);
     const OutTile<A, S> dom(p.d_other_mean, p.other_out_cols, begin, n, b2), dol(p.d_other_logvar, p.other_out_cols, begin, n, b3);
     with_mode(p.clamp, p.free_bits > 0, [&](auto mode) {

@@ -50,29 +50,6 @@ static Tile<A> load_any(const Planes& p, int64_t sample, int64_t begin, int64_t 
   return load_planes<A, float>(p, sample, begin, n, count, buffer);
 }
 
-GENMOD_INLINE float magnitude(float x) { return bits_float(float_bits(x) & 0x7fffffff); }
-GENMOD_INLINE double magnitude(double x) { return fabs(x); }
-
-// e^x and e^x - 1 for x <= 0, where exp_parts of vecmath.h has one bound too many; the same polynomial.
-template <class A> struct Decay { A exp, expm1; };
-GENMOD_INLINE Decay<float> decay(float x) {
-  const float c = x < -88.f ? -88.f : x;  // a NaN passes through
-  const float magic = 12582912.f + 127.f;
-  const float t = c * 1.44269504088896341f + magic, k = t - magic;
-  const float scale = bits_float((int32_t)((uint32_t)float_bits(t) << 23));  // 2^k
-  float r = c - k * 0.693359375f;
-  r = r - k * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float m = r + r * r * p;
-  return {scale * m + scale, scale * m + (scale - 1.f)};
-}
-GENMOD_INLINE Decay<double> decay(double x) { return {exp(x), expm1(x)}; }
-
 // log_positive reads a NaN's bits as a number.
 template <class A> GENMOD_INLINE A log_of(A x) { return choose(mask_if(x != x, A()), x, log_positive(x)); }
 

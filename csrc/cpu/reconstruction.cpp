@@ -13,7 +13,7 @@ template <class A> GENMOD_INLINE A sign_of(A x) { return x > 0 ? A(1) : x < 0 ? 
 // softplus(x) and its derivative, from one exponential of -|x|.
 template <class A> struct Softplus { A value, slope; };
 template <class A> GENMOD_INLINE Softplus<A> softplus(A x) {
-  const A e = exp_of(x > 0 ? -x : x);
+  const A e = decay(-magnitude(x)).exp;
   return {(x > 0 ? x : A(0)) + log1p_unit(e), (x > 0 ? A(1) : e) / (1 + e)};
 }
 
@@ -53,8 +53,8 @@ template <Kind K, class A> GENMOD_INLINE A value_of(A x, A t, const Scale<A>& s,
   const A d = t - x;
   if constexpr (K == Kind::bernoulli) {
     // softplus(x) - x t as |x| times the probability of the less likely outcome's target, so that nothing cancels.
-    const A a = x > 0 ? x : -x;
-    return a * (x > 0 ? 1 - t : t) + log1p_unit(exp_of(-a));
+    const A a = magnitude(x);
+    return a * choose(negative(x), t, 1 - t) + log1p_unit(decay(-a).exp);
   }
   if constexpr (K == Kind::mse) return d * d;
   if constexpr (K == Kind::l1) return d < 0 ? -d : d;
@@ -71,8 +71,8 @@ template <class A> struct Slopes { A output, log_scale; };
 template <Kind K, class A> GENMOD_INLINE Slopes<A> slopes_of(A x, A t, const Scale<A>& s, A half) {
   const A d = t - x;
   if constexpr (K == Kind::bernoulli) {
-    const A a = x > 0 ? x : -x, e = exp_of(-a), tail = e / (1 + e);  // sigmoid(-|x|)
-    return {x > 0 ? (1 - t) - tail : tail - t, A(0)};
+    const A e = decay(-magnitude(x)).exp, d = choose(negative(x), t, 1 - t) - e / (1 + e);  // sigmoid(-|x|)
+    return {times_sign(d, x), A(0)};
   }
   if constexpr (K == Kind::mse) return {-2 * d, A(0)};
   if constexpr (K == Kind::l1) return {-sign_of(d), A(0)};
@@ -96,7 +96,7 @@ template <class A> GENMOD_INLINE A raise(A s, A low) { return s < low ? low : s;
 template <Kind K, bool ONE, class A>
 static void forward_tile(const A* __restrict x, const A* __restrict t, const A* __restrict s, A* __restrict out, A low, A half, int64_t n) {
   const Scale<A> one = scale_of<K>(raise(*s, low), half);
-  for (int64_t i = 0; i < n; i++) out[i] = value_of<K>(x[i], t[i], ONE ? one : scale_of<K>(raise(s[i], low), half), half);
+  for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) { out[i] = value_of<K>(x[i], t[i], ONE ? one : scale_of<K>(raise(s[i], low), half), half); }, x, t);
 }
 
 // With VALUES the loss as well: what is computed for both of it and its derivatives is computed once. No pointer is
@@ -105,13 +105,13 @@ template <Kind K, bool ONE, bool VALUES, class A>
 static void backward_tile(const A* __restrict x, const A* __restrict t, const A* __restrict s, const A* __restrict g, A* __restrict dx, A* __restrict ds,
                           A* __restrict values, A low, A half, int64_t n) {
   const Scale<A> one = scale_of<K>(raise(*s, low), half);
-  for (int64_t i = 0; i < n; i++) {
+  for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const Scale<A> scale = ONE ? one : scale_of<K>(raise(s[i], low), half);
     const Slopes<A> d = slopes_of<K>(x[i], t[i], scale, half);
     dx[i] = g[i] * d.output;
     if (has_scale(K)) ds[i] = !ONE && s[i] < low ? A(0) : g[i] * d.log_scale;
     if (VALUES) values[i] = value_of<K>(x[i], t[i], scale, half);
-  }
+  }, x, t, dx);
 }
 
 // What has no weight counts for nothing, whatever it is.
@@ -187,13 +187,14 @@ template <Kind K, bool ONE, class A> static void forward_chunks(const Reconstruc
 
 template <Kind K, bool ONE, class A> static void backward_chunks(const ReconstructionBackward& p, int64_t first, int64_t last) {
   Inputs<A> in(p);
-  alignas(64) A gb[kChunk], xb[kChunk], sb[kChunk], vb[kChunk];
+  Spread<A> grad{(const A*)p.grad, p.grad_per_element, p.sample, (A)p.scale};
+  alignas(64) A xb[kChunk], sb[kChunk], vb[kChunk];
   const A low = (A)p.min_log_scale;
   const bool want_log_scale = p.d_log_scale.data || p.log_scale_sums;
   for (int64_t chunk = first; chunk < last; chunk++) {
     const int64_t begin = chunk * kChunk, n = p.numel - begin < kChunk ? p.numel - begin : kChunk;
     in.read(p, begin, n);
-    const A* g = spread((const A*)p.grad, p.grad_per_element, p.sample, (A)p.scale, begin, n, gb);
+    const A* g = grad.tile(begin, n);
     const OutTile<A> dx(p.d_output, p.out_cols, begin, n, xb), ds(p.d_log_scale, p.out_cols, begin, n, sb);
     // A Laplace distribution's loss and slope would share a product, and round it otherwise than the slope alone does.
     constexpr bool kTogether = K != Kind::laplace;

@@ -90,6 +90,20 @@ static void store(const A* __restrict buffer, const A* computed, void* out, int6
   }
 }
 
+// body(i) for each i from 0 to n, with what lies some lines ahead in the streams asked for in time: a long formula fills
+// the processor's view with the work of a line or two, so that it does not come to the next loads by itself.
+template <class A, class Body, class... Streams>
+GENMOD_INLINE void for_each(int64_t n, Body&& body, const Streams*... streams) {
+  constexpr int kLine = 64 / sizeof(A), kAhead = 8 * kLine;
+  int64_t i = 0;
+  for (; i + kLine <= n; i += kLine) {
+    // As numbers, since it may be past the end; whatever is there, asking does no harm.
+    (__builtin_prefetch((const void*)((uintptr_t)streams + (uintptr_t)(i + kAhead) * sizeof(A))), ...);
+    for (int l = 0; l < kLine; l++) body(i + l);
+  }
+  for (; i < n; i++) body(i);
+}
+
 // How many running sums: four vectors of them, since one alone waits for its last addition; half of that where there are
 // not so many registers. It vectorises without letting the compiler reorder anything, and rounds less than one sum would.
 #if defined(__AVX512F__)

@@ -33,6 +33,12 @@ GENMOD_INLINE int64_t negative(double x) { return double_bits(x) >> 63; }
 GENMOD_INLINE float choose(int32_t mask, float yes, float no) { return select_bits(mask, yes, no); }
 GENMOD_INLINE double choose(int64_t mask, double yes, double no) { return bits_double((double_bits(yes) & mask) | (double_bits(no) & ~mask)); }
 
+GENMOD_INLINE float magnitude(float x) { return bits_float(float_bits(x) & 0x7fffffff); }
+GENMOD_INLINE double magnitude(double x) { return fabs(x); }
+// y, negated where x is negative.
+GENMOD_INLINE float times_sign(float y, float x) { return bits_float(float_bits(y) ^ (float_bits(x) & (int32_t)0x80000000)); }
+GENMOD_INLINE double times_sign(double y, double x) { return bits_double(double_bits(y) ^ (double_bits(x) & (int64_t)0x8000000000000000)); }
+
 GENMOD_INLINE Exp<float> exp_parts(float x) {
   // Beyond these bounds the result is infinite or zero. A NaN compares false and passes through.
   float c = select_bits(-(int32_t)(x > 89.f), 89.f, x);
@@ -62,6 +68,26 @@ GENMOD_INLINE Exp<double> exp_parts(double x) {
   const double series = x * x * (0.5 + x * (1. / 6 + x * (1. / 24 + x * (1. / 120 + x * (1. / 720)))));
   return {exp(x), m, fabs(x) < 1e-3 ? series : m - x};
 }
+
+// e^x and e^x - 1 for x <= 0, where exp_parts has one bound too many; the same polynomial.
+template <class A> struct Decay { A exp, expm1; };
+GENMOD_INLINE Decay<float> decay(float x) {
+  const float c = x < -88.f ? -88.f : x;  // a NaN passes through
+  const float magic = 12582912.f + 127.f;
+  const float t = c * 1.44269504088896341f + magic, k = t - magic;
+  const float scale = bits_float((int32_t)((uint32_t)float_bits(t) << 23));  // 2^k
+  float r = c - k * 0.693359375f;
+  r = r - k * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const float m = r + r * r * p;
+  return {scale * m + scale, scale * m + (scale - 1.f)};
+}
+GENMOD_INLINE Decay<double> decay(double x) { return {exp(x), expm1(x)}; }
 
 // ln x for positive normal x (Cephes' logf).
 GENMOD_INLINE float log_positive(float x) {
@@ -102,15 +128,14 @@ GENMOD_INLINE void sincos_turn(uint32_t b, float& s, float& c) {
 
 // ln(1 + x) for x in [0, 1], to 2 ulp, also where x is so small that 1 + x rounds to 1.
 GENMOD_INLINE float log1p_unit(float x) {
-  float p = -3.244023537e-3f;
-  p = p * x + 1.985145360e-2f;
-  p = p * x - 5.695951730e-2f;
-  p = p * x + 1.060365364e-1f;
-  p = p * x - 1.530559212e-1f;
-  p = p * x + 1.967593879e-1f;
-  p = p * x - 2.495413423e-1f;
-  p = p * x + 3.332996368e-1f;
-  p = p * x - 4.999990165e-1f;
+  float p = 5.364792421e-3f;
+  p = p * x - 3.006566502e-2f;
+  p = p * x + 7.920432836e-2f;
+  p = p * x - 1.375378519e-1f;
+  p = p * x + 1.915364712e-1f;
+  p = p * x - 2.485716194e-1f;
+  p = p * x + 3.332132101e-1f;
+  p = p * x - 4.999964833e-1f;
   p = p * x + 1.f;
   return p * x;
 }
