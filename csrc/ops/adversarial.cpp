@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor> adversarial_backward(const Tensor& grad, const std::o
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
-  m.impl("adversarial", TORCH_BOX(&genmod::adversarial));
-  m.impl("adversarial_with_gradients", TORCH_BOX(&genmod::adversarial_with_gradients));
-  m.impl("adversarial_backward", TORCH_BOX(&genmod::adversarial_backward));
+  m.impl("adversarial", GENMOD_BOX(&genmod::adversarial));
+  m.impl("adversarial_with_gradients", GENMOD_BOX(&genmod::adversarial_with_gradients));
+  m.impl("adversarial_backward", GENMOD_BOX(&genmod::adversarial_backward));
 }

@@ -273,8 +273,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mmd_backward(const Tensor& grad, cons
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
-  m.impl("total_correlation", TORCH_BOX(&genmod::total_correlation));
-  m.impl("total_correlation_backward", TORCH_BOX(&genmod::total_correlation_backward));
-  m.impl("mmd", TORCH_BOX(&genmod::mmd));
-  m.impl("mmd_backward", TORCH_BOX(&genmod::mmd_backward));
+  m.impl("total_correlation", GENMOD_BOX(&genmod::total_correlation));
+  m.impl("total_correlation_backward", GENMOD_BOX(&genmod::total_correlation_backward));
+  m.impl("mmd", GENMOD_BOX(&genmod::mmd));
+  m.impl("mmd_backward", GENMOD_BOX(&genmod::mmd_backward));
 }

@@ -45,6 +45,6 @@ Tensor leaky_relu_apply(const Tensor& x, const Tensor& mask, double negative_slo
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
-  m.impl("leaky_relu_mask", TORCH_BOX(&genmod::leaky_relu_mask));
-  m.impl("leaky_relu_apply", TORCH_BOX(&genmod::leaky_relu_apply));
+  m.impl("leaky_relu_mask", GENMOD_BOX(&genmod::leaky_relu_mask));
+  m.impl("leaky_relu_apply", GENMOD_BOX(&genmod::leaky_relu_apply));
 }

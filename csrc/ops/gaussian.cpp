@@ -151,10 +151,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
-  m.impl("reparameterize", TORCH_BOX(&genmod::reparameterize));
-  m.impl("reparameterize_backward", TORCH_BOX(&genmod::reparameterize_backward));
-  m.impl("gaussian_kl", TORCH_BOX(&genmod::gaussian_kl));
-  m.impl("gaussian_kl_backward", TORCH_BOX(&genmod::gaussian_kl_backward));
-  m.impl("sample_kl", TORCH_BOX(&genmod::sample_kl));
-  m.impl("sample_kl_backward", TORCH_BOX(&genmod::sample_kl_backward));
+  m.impl("reparameterize", GENMOD_BOX(&genmod::reparameterize));
+  m.impl("reparameterize_backward", GENMOD_BOX(&genmod::reparameterize_backward));
+  m.impl("gaussian_kl", GENMOD_BOX(&genmod::gaussian_kl));
+  m.impl("gaussian_kl_backward", GENMOD_BOX(&genmod::gaussian_kl_backward));
+  m.impl("sample_kl", GENMOD_BOX(&genmod::sample_kl));
+  m.impl("sample_kl_backward", GENMOD_BOX(&genmod::sample_kl_backward));
 }

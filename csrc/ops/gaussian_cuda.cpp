@@ -203,10 +203,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(genmod_cuda, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(genmod_cuda, CUDA, m) {
-  m.impl("reparameterize", TORCH_BOX(&genmod::cuda::reparameterize));
-  m.impl("reparameterize_backward", TORCH_BOX(&genmod::cuda::reparameterize_backward));
-  m.impl("gaussian_kl", TORCH_BOX(&genmod::cuda::gaussian_kl));
-  m.impl("gaussian_kl_backward", TORCH_BOX(&genmod::cuda::gaussian_kl_backward));
-  m.impl("sample_kl", TORCH_BOX(&genmod::cuda::sample_kl));
-  m.impl("sample_kl_backward", TORCH_BOX(&genmod::cuda::sample_kl_backward));
+  m.impl("reparameterize", GENMOD_BOX(&genmod::cuda::reparameterize));
+  m.impl("reparameterize_backward", GENMOD_BOX(&genmod::cuda::reparameterize_backward));
+  m.impl("gaussian_kl", GENMOD_BOX(&genmod::cuda::gaussian_kl));
+  m.impl("gaussian_kl_backward", GENMOD_BOX(&genmod::cuda::gaussian_kl_backward));
+  m.impl("sample_kl", GENMOD_BOX(&genmod::cuda::sample_kl));
+  m.impl("sample_kl_backward", GENMOD_BOX(&genmod::cuda::sample_kl_backward));
 }

@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor> logistic_mixture_nll_with_gradient(const Tensor& outp
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
-  m.impl("logistic_mixture_nll", TORCH_BOX(&genmod::logistic_mixture_nll));
-  m.impl("logistic_mixture_nll_backward", TORCH_BOX(&genmod::logistic_mixture_nll_backward));
-  m.impl("logistic_mixture_nll_with_gradient", TORCH_BOX(&genmod::logistic_mixture_nll_with_gradient));
+  m.impl("logistic_mixture_nll", GENMOD_BOX(&genmod::logistic_mixture_nll));
+  m.impl("logistic_mixture_nll_backward", GENMOD_BOX(&genmod::logistic_mixture_nll_backward));
+  m.impl("logistic_mixture_nll_with_gradient", GENMOD_BOX(&genmod::logistic_mixture_nll_with_gradient));
 }

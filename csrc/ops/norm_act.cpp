@@ -371,11 +371,11 @@ std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad, const Tensor& x
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
-  m.impl("group_norm_act", TORCH_BOX(&genmod::group_norm_act));
-  m.impl("group_norm_act_biased", TORCH_BOX(&genmod::group_norm_act_biased));
-  m.impl("group_norm_act_backward", TORCH_BOX(&genmod::group_norm_act_backward));
-  m.impl("batch_norm_act", TORCH_BOX(&genmod::batch_norm_act));
-  m.impl("batch_norm_act_backward", TORCH_BOX(&genmod::batch_norm_act_backward));
-  m.impl("bias_act", TORCH_BOX(&genmod::bias_act));
-  m.impl("bias_act_backward", TORCH_BOX(&genmod::bias_act_backward));
+  m.impl("group_norm_act", GENMOD_BOX(&genmod::group_norm_act));
+  m.impl("group_norm_act_biased", GENMOD_BOX(&genmod::group_norm_act_biased));
+  m.impl("group_norm_act_backward", GENMOD_BOX(&genmod::group_norm_act_backward));
+  m.impl("batch_norm_act", GENMOD_BOX(&genmod::batch_norm_act));
+  m.impl("batch_norm_act_backward", GENMOD_BOX(&genmod::batch_norm_act_backward));
+  m.impl("bias_act", GENMOD_BOX(&genmod::bias_act));
+  m.impl("bias_act_backward", GENMOD_BOX(&genmod::bias_act_backward));
 }

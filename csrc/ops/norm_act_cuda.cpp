@@ -121,6 +121,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(genmod_cuda, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(genmod_cuda, CUDA, m) {
-  m.impl("group_norm_act", TORCH_BOX(&genmod::cuda::group_norm_act));
-  m.impl("group_norm_act_cut", TORCH_BOX(&genmod::cuda::group_norm_act_cut));
+  m.impl("group_norm_act", GENMOD_BOX(&genmod::cuda::group_norm_act));
+  m.impl("group_norm_act_cut", GENMOD_BOX(&genmod::cuda::group_norm_act_cut));
 }

@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor> reconstruction_with_gradient(const Tensor& ou
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
-  m.impl("reconstruction", TORCH_BOX(&genmod::reconstruction));
-  m.impl("reconstruction_backward", TORCH_BOX(&genmod::reconstruction_backward));
-  m.impl("reconstruction_with_gradient", TORCH_BOX(&genmod::reconstruction_with_gradient));
+  m.impl("reconstruction", GENMOD_BOX(&genmod::reconstruction));
+  m.impl("reconstruction_backward", GENMOD_BOX(&genmod::reconstruction_backward));
+  m.impl("reconstruction_with_gradient", GENMOD_BOX(&genmod::reconstruction_with_gradient));
 }

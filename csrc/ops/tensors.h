@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "box.h"
 #include "huge_pages.h"
 #include "types.h"
 

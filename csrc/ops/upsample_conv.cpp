@@ -302,6 +302,6 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, 
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
-  m.impl("upsample_conv2d", TORCH_BOX(&genmod::upsample_conv2d));
-  m.impl("upsample_conv2d_backward", TORCH_BOX(&genmod::upsample_conv2d_backward));
+  m.impl("upsample_conv2d", GENMOD_BOX(&genmod::upsample_conv2d));
+  m.impl("upsample_conv2d_backward", GENMOD_BOX(&genmod::upsample_conv2d_backward));
 }
