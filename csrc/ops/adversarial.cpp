@@ -28,7 +28,7 @@ double number(const Tensor& t) {
 struct Logits {
   std::optional<Tensor> real;
   Tensor fake;
-  std::vector<int64_t> real_sizes, fake_sizes;
+  Dims real_sizes, fake_sizes;
   MemoryFormat real_format, fake_format;
   ScalarType accumulate;
   Adversarial p{};

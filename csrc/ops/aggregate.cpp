@@ -50,7 +50,7 @@ struct Matrix {
   // A result in the type of the arithmetic, in the type of the matrix.
   Tensor narrowed(const Tensor& result) const {
     if (item_size(dtype) != 2) return result;
-    Tensor out = empty(result.sizes().vec(), result, dtype == Dtype::bf16 ? ScalarType::BFloat16 : ScalarType::Half);
+    Tensor out = empty(result.sizes(), result, dtype == Dtype::bf16 ? ScalarType::BFloat16 : ScalarType::Half);
     run(kernels().narrow, Cast{dtype, result.const_data_ptr(), out.mutable_data_ptr()}, result.numel(), 1);
     return out;
   }

@@ -61,7 +61,7 @@ struct Kl {
     p.samples = reduction.per_sample ? g.batch() : 1;
     p.sample = reduction.per_sample ? g.event() : g.numel;
     p.scale = reduction.scale;
-    out = empty(reduction.per_sample ? std::vector<int64_t>{p.samples} : std::vector<int64_t>{}, like, type);
+    out = empty(reduction.per_sample ? Dims{p.samples} : Dims{}, like, type);
     p.sums = out.mutable_data_ptr();
     if (const int64_t size = gaussian_workspace(g.numel, p.samples)) {
       workspace = empty({size}, like, type);

@@ -85,7 +85,7 @@ struct GaussianGrad {
       if (want_logvar) logvar = second.mutable_data_ptr();
       return;
     }
-    first = want_mean ? empty(like.sizes().vec(), like, type, g.format) : empty({0}, like, type);
+    first = want_mean ? empty(like.sizes(), like, type, g.format) : empty({0}, like, type);
     second = empty({0}, like, type);
     if (want_mean) {
       const View half = View::half(first, 1);

@@ -68,7 +68,7 @@ template <class Params> void run_tiles(void (*kernel)(const Params&, int64_t, in
 // The loss, from its sums per tile.
 Tensor reduced(const std::vector<double>& sums, const Reduction& how, const LogisticMixture& p, ScalarType type, const Tensor& like) {
   const int64_t samples = how.per_sample ? p.batch : 1, share = how.per_sample ? tiles_per_sample(p.pixels) : tile_count(p);
-  Tensor nll = empty(how.per_sample ? std::vector<int64_t>{samples} : std::vector<int64_t>{}, like, type);
+  Tensor nll = empty(how.per_sample ? Dims{samples} : Dims{}, like, type);
   void* data = nll.mutable_data_ptr();
   for (int64_t s = 0; s < samples; s++) {
     double total = 0;
@@ -110,7 +110,7 @@ Tensor logistic_mixture_nll_backward(const Tensor& grad, const Tensor& output, c
   p.grad_batch = how.per_element ? p.pixels : how.per_sample ? 1 : 0;
   p.grad_pixel = how.per_element ? 1 : 0;
   p.scale = how.scale;
-  Tensor d_output = empty(output.sizes().vec(), output, output.scalar_type(), inputs.format);
+  Tensor d_output = empty(output.sizes(), output, output.scalar_type(), inputs.format);
   p.d_output = planes(d_output);
   run_tiles(GENMOD_SELECT(logistic_mixture_kernels).backward, p);
   return d_output;
@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor> logistic_mixture_nll_with_gradient(const Tensor& outp
   p.scale = how.scale;
   std::vector<double> sums((size_t)tile_count(p));
   p.sums = sums.data();
-  Tensor d_output = empty(output.sizes().vec(), output, output.scalar_type(), inputs.format);
+  Tensor d_output = empty(output.sizes(), output, output.scalar_type(), inputs.format);
   p.d_output = planes(d_output);
   run_tiles(GENMOD_SELECT(logistic_mixture_kernels).backward, p);
   return {reduced(sums, how, p, inputs.type, output), d_output};

@@ -23,7 +23,7 @@ struct Loss {
       elements = out.mutable_data_ptr();
       return;
     }
-    out = empty(reduction.per_sample ? std::vector<int64_t>{samples} : std::vector<int64_t>{}, like.tensor, type);
+    out = empty(reduction.per_sample ? Dims{samples} : Dims{}, like.tensor, type);
     sample = samples ? numel / samples : 0;
     sums.assign((size_t)(chunk_count(numel) + samples), 0.0);
   }

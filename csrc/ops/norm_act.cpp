@@ -18,7 +18,7 @@ namespace genmod {
 namespace {
 
 // Parameters and statistics are short: plain loops here, and the dispatcher's conversion for half precision only.
-std::vector<double> in_double(const std::optional<Tensor>& t, const std::vector<int64_t>& sizes) {
+std::vector<double> in_double(const std::optional<Tensor>& t, const Dims& sizes) {
   if (!t) return {};
   STD_TORCH_CHECK(has_sizes(*t, sizes), "genmod: expected a parameter or statistic of rank ", sizes.size(), ", one number per channel or group (and sample), got one of rank ", t->dim(), " and ", t->numel(), " numbers");
   const ScalarType type = t->scalar_type();
@@ -30,7 +30,7 @@ std::vector<double> in_double(const std::optional<Tensor>& t, const std::vector<
   return out;
 }
 
-Tensor from_double(const std::vector<double>& values, const std::vector<int64_t>& sizes, const Tensor& like, ScalarType type) {
+Tensor from_double(const std::vector<double>& values, const Dims& sizes, const Tensor& like, ScalarType type) {
   const bool wide = type == ScalarType::Double;
   Tensor out = empty(sizes, like, wide ? type : ScalarType::Float);
   void* data = out.mutable_data_ptr();
@@ -54,10 +54,10 @@ struct NormInput {
   Dtype dtype;
   MemoryFormat format;
   Tensor x;
-  std::vector<int64_t> sizes;
+  Dims sizes;
   NormCut cut{};
 
-  NormInput(const Tensor& given, Over over, int64_t groups) : dtype(dtype_of(given)), format(format_of(View(given))), x(densified(given, format)), sizes(given.sizes().vec()) {
+  NormInput(const Tensor& given, Over over, int64_t groups) : dtype(dtype_of(given)), format(format_of(View(given))), x(densified(given, format)), sizes(given.sizes()) {
     STD_TORCH_CHECK(sizes.size() >= 2, "genmod: expected a tensor [N, C, ...]");
     const int64_t samples = sizes[0], channels = sizes[1];
     STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "genmod: the number of groups must divide that of the channels");
@@ -125,7 +125,7 @@ void through_blocks(const NormCut& cut, int64_t numel, First&& first, Finish&& f
 }
 
 NormParameters parameters(const NormInput& in, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& scale = std::nullopt, const std::optional<Tensor>& shift = std::nullopt) {
-  const std::vector<int64_t> channels{in.cut.channels}, each{in.sizes[0], in.cut.channels};
+  const Dims channels{in.cut.channels}, each{in.sizes[0], in.cut.channels};
   return {in_double(weight, channels), in_double(bias, channels), in_double(scale, each), in_double(shift, each)};
 }
 
@@ -255,7 +255,7 @@ struct ParameterGradients {
 
 Tensor gradient(const std::vector<double>& values, const std::optional<Tensor>& like, const Tensor& x, bool wanted) {
   if (!like || !wanted) return empty({0}, x, x.scalar_type());
-  return from_double(values, like->sizes().vec(), x, like->scalar_type());
+  return from_double(values, like->sizes(), x, like->scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& weight,
@@ -263,7 +263,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act(const Tensor& x, const
                                                           int64_t num_groups, double eps, const std::string& activation, double negative_slope) {
   const NormInput in(x, Over::group, num_groups);
   Forward f = forward(in, residual, parameters(in, weight, bias, scale, shift), nullptr, nullptr, eps, activation, negative_slope);
-  const std::vector<int64_t> sizes{in.sizes[0], num_groups};
+  const Dims sizes{in.sizes[0], num_groups};
   return {f.y, f.sum, from_double(f.mean, sizes, x, in.wide()), from_double(rstd_of(f.variance, eps), sizes, x, in.wide())};
 }
 
@@ -274,7 +274,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backward(const
                                                                            double negative_slope, int64_t wanted) {
   const NormInput in(x, Over::group, num_groups);
   const NormParameters given = parameters(in, weight, bias, scale, shift);
-  const std::vector<int64_t> statistics{in.sizes[0], num_groups};
+  const Dims statistics{in.sizes[0], num_groups};
   const std::vector<double> means = in_double(mean, statistics), rstds = in_double(rstd, statistics);
   const int64_t together = in.cut.statistic_channels;
   NormCoefficients k(in.cut);

@@ -20,7 +20,7 @@ using Result4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Maybe = std::optional<Tensor>;
 
 // A parameter of `rows` x `channels` numbers as the kernel reads it. Returns what must stay alive.
-Maybe set_parameter(NormParameter& p, const Maybe& given, const std::vector<int64_t>& sizes, const Tensor& x,
+Maybe set_parameter(NormParameter& p, const Maybe& given, const Dims& sizes, const Tensor& x,
                     const char* name) {
   if (!given) return std::nullopt;
   STD_TORCH_CHECK(given->is_cuda() && given->get_device_index() == x.get_device_index(), "genmod: ", name,

@@ -108,7 +108,7 @@ struct Gradients {
 
   static Tensor make(const Tensor& like, bool wanted, MemoryFormat format) {
     if (!wanted) return empty({0}, like, like.scalar_type());
-    return empty(like.sizes().vec(), like, like.scalar_type(), like.dim() ? format : MemoryFormat::Contiguous);
+    return empty(like.sizes(), like, like.scalar_type(), like.dim() ? format : MemoryFormat::Contiguous);
   }
 };
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "box.h"
+#include "dims.h"
 #include "huge_pages.h"
 #include "types.h"
 
@@ -35,15 +36,15 @@ inline int64_t item_size(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32
 // Sums are returned in float32, in float64 for float64 inputs.
 inline ScalarType accumulate_type(Dtype d) { return d == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
 
-inline bool has_sizes(const Tensor& t, const std::vector<int64_t>& sizes) { return t.sizes().vec() == sizes; }
+inline bool has_sizes(const Tensor& t, const Dims& sizes) { return Dims(t.sizes()) == sizes; }
 
 // A tensor's geometry, or one half of a packed [B, 2C, ...] tensor's, without making a view of it.
 struct View {
   Tensor tensor;
-  std::vector<int64_t> sizes, strides;
+  Dims sizes, strides;
   int64_t first_channel = 0;
 
-  explicit View(const Tensor& t) : tensor(t), sizes(t.sizes().vec()), strides(t.strides().vec()) {
+  explicit View(const Tensor& t) : tensor(t), sizes(t.sizes()), strides(t.strides()) {
     STD_TORCH_CHECK(!sizes.empty(), "genmod: expected a tensor of at least one dimension");
   }
   static View half(const Tensor& packed, int index) {
@@ -111,13 +112,42 @@ inline Tensor densified(const Tensor& t, MemoryFormat f) {
   return c.ok && c.cols == v.numel() ? t : torch::stable::contiguous(t, f);
 }
 
-inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType type,
-                    MemoryFormat f = MemoryFormat::Contiguous) {
-  // The way past the dispatcher, which looks the op up by name, is worth a microsecond.
-  Tensor out = f == MemoryFormat::Contiguous ? torch::stable::new_empty(like, sizes, type)
-                                             : torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, f);
-  const int64_t size = type == ScalarType::Bool ? 1 : item_size(dtype_of(out));
-  if (out.is_cpu()) ask_for_huge_pages(out.mutable_data_ptr(), (size_t)(out.numel() * size));
+// The strides of a dense tensor in a memory format, as PyTorch sets them.
+inline Dims strides_of(const Dims& sizes, MemoryFormat f) {
+  Dims strides = sizes;
+  const int64_t last = (int64_t)sizes.size() - 1;
+  int64_t step = 1;
+  if (f == MemoryFormat::Contiguous) {
+    for (int64_t d = last; d >= 0; d--) {
+      strides[d] = step;
+      step *= std::max<int64_t>(sizes[d], 1);
+    }
+    return strides;
+  }
+  strides[1] = step;
+  step *= sizes[1];
+  for (int64_t d = last; d >= 0; d--) {
+    if (d == 1) continue;
+    strides[d] = step;
+    step *= sizes[d];
+  }
+  return strides;
+}
+
+inline Tensor empty(const Dims& sizes, const Tensor& like, ScalarType type, MemoryFormat f = MemoryFormat::Contiguous) {
+  // Not torch::stable::new_empty, which goes by way of the dispatcher, and that by the op's name: it takes longer than a
+  // small kernel.
+  int32_t device, index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided((int64_t)sizes.size(), sizes.data(), strides_of(sizes, f).data(), dtype, device, index, &made));
+  Tensor out(made);
+  if (device == aoti_torch_device_type_cpu()) {
+    const int64_t size = type == ScalarType::Bool ? 1 : item_size(dtype_of(out));
+    ask_for_huge_pages(out.mutable_data_ptr(), (size_t)(out.numel() * size));
+  }
   return out;
 }
 
@@ -138,7 +168,7 @@ struct CommonRows {
       if (numel == 0) cuts[i] = {true, 0, 0};
       if (!cuts[i].ok || (cuts[i].cols != cols && cuts[i].cols != numel)) {
         View& v = views[i];
-        const bool half = v.sizes != v.tensor.sizes().vec();
+        const bool half = v.sizes != Dims(v.tensor.sizes());
         v = View(torch::stable::contiguous(half ? torch::stable::narrow(v.tensor, 1, v.first_channel, v.sizes[1]) : v.tensor, f));
         cuts[i] = {true, numel, numel};
       }

@@ -247,8 +247,8 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, 
                       dtype_of(grad) == p.dtype,
                   "genmod: the gradient must have the shape and dtype of the result");
   const bool want_x = wanted & 1, want_weight = wanted & 2, want_bias = wanted & 4;
-  Tensor d_x = want_x ? empty(x.sizes().vec(), x, x.scalar_type(), p.format) : empty({0}, x, x.scalar_type());
-  Tensor d_weight = want_weight ? empty(weight.sizes().vec(), x, x.scalar_type(), p.weight_format) : empty({0}, x, x.scalar_type());
+  Tensor d_x = want_x ? empty(x.sizes(), x, x.scalar_type(), p.format) : empty({0}, x, x.scalar_type());
+  Tensor d_weight = want_weight ? empty(weight.sizes(), x, x.scalar_type(), p.weight_format) : empty({0}, x, x.scalar_type());
   Tensor d_bias = want_bias ? bias_gradient(grad, p) : empty({0}, x, x.scalar_type());
   if (p.empty()) {
     if (want_x) torch::stable::zero_(d_x);
