@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <memory>
 #include <vector>
 
 #include "activation.h"
@@ -92,6 +93,9 @@ template <class A> static void add_tile(const A* __restrict a, const A* __restri
 template <class A> static void accumulate_tile(const A* __restrict a, A* __restrict out, int64_t n) {
   for (int64_t i = 0; i < n; i++) out[i] += a[i];
 }
+template <class A> static void accumulate_squares(const A* __restrict x, const A* __restrict mean, A* __restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; i++) out[i] += (x[i] - mean[i]) * (x[i] - mean[i]);
+}
 
 // Sums over a stretch of a plane.
 template <class A> static double sum_of_squares(const A* __restrict x, A mean, int64_t n) {
@@ -108,21 +112,32 @@ GENMOD_INLINE void join(double& mean, double& squares, double count, double othe
   squares += other_squares + delta * delta * count * share;
 }
 
+// Room for a tile that is not A in memory.
+template <class A, class S> static std::unique_ptr<A[]> room(int64_t n) { return std::unique_ptr<A[]>(same<A, S> ? nullptr : new A[(size_t)n]); }
+
 // Rows: sums along the lanes. Where there are few lanes, several rows are taken as one, so that there is a vector's worth.
 struct Lanes {
   int64_t count, width;
   explicit Lanes(int64_t lanes) : count(lanes), width(lanes * (lanes < 64 ? 64 / lanes : 1)) {}
-  // Adds the sums of the rows that were taken together, and clears them.
-  template <class A, class To> void fold(A* __restrict sums, To* __restrict out) const {
-    for (int64_t w = 0; w < width; w += count)
-      for (int64_t l = 0; l < count; l++) {
-        out[l] += (To)sums[w + l];
-        sums[w + l] = 0;
-      }
+  // Adds the sums of the rows that were taken together to those of `together` neighbouring lanes each, and clears them.
+  template <class A> void fold(A* __restrict sums, int64_t together, double* __restrict out) const {
+    for (int64_t w = 0; w < width; w += count) {
+      if (together == 1)
+        for (int64_t l = 0; l < count; l++) out[l] += (double)sums[w + l];
+      else
+        for (int64_t g = 0; g < count / together; g++) out[g] += sum(sums + w + g * together, together);
+    }
+    std::fill_n(sums, width, A(0));
   }
-  // f(position in memory, elements) for each stretch along the lanes.
+  // f(position in memory, lane, elements) for each stretch along the lanes: of many lanes some through all the rows, then
+  // the next, since what is kept per lane should stay in level-1 cache.
+  static constexpr int64_t kAtOnce = 512;
   template <class Call> void stretches(int64_t n, Call&& f) const {
-    for (int64_t i = 0; i < n; i += width) f(i, n - i < width ? n - i : width);
+    for (int64_t lane = 0; lane < width; lane += kAtOnce)
+      for (int64_t i = lane; i < n; i += width) {
+        const int64_t most = width - lane < kAtOnce ? width - lane : kAtOnce;
+        f(i, lane, n - i < most ? n - i : most);
+      }
   }
   // Elements of a tile: whole rows, and several of long ones, since what a tile sums up is folded at its end.
   int64_t tile() const {
@@ -131,18 +146,26 @@ struct Lanes {
   }
 };
 
-// The coefficients of one block, along its lanes.
-template <class A> struct LaneCoefficients {
-  Lanes lanes;
-  std::vector<A> values;
-  LaneCoefficients(const NormCut& cut, int64_t block, std::initializer_list<const double*> all) : lanes(cut.lanes), values((size_t)(all.size() * lanes.width)) {
-    A* out = values.data();
-    for (const double* v : all)
-      for (int64_t w = 0; w < lanes.width; w += lanes.count)
-        for (int64_t c = 0; c < cut.block_channels(); c++)
-          for (int64_t s = 0; s < cut.spread; s++) *out++ = (A)v[block * cut.block_channels() + c];
+// The coefficients of a block, along its lanes.
+template <class A> class LaneCoefficients {
+ public:
+  LaneCoefficients(const NormCut& cut, std::initializer_list<const double*> all) : cut_(cut), lanes_(cut.lanes), all_(all), values_(all.size() * (size_t)lanes_.width) {}
+  void set(int64_t block) {
+    if (block == block_) return;  // a thread's pieces are neighbours
+    block_ = block;
+    A* out = values_.data();
+    for (const double* v : all_)
+      for (int64_t w = 0; w < lanes_.width; w += lanes_.count)
+        for (int64_t c = 0; c < cut_.block_channels(); c++, out += cut_.spread) std::fill_n(out, cut_.spread, (A)v[block * cut_.block_channels() + c]);
   }
-  const A* operator[](int which) const { return values.data() + which * lanes.width; }
+  const A* at(int which, int64_t lane) const { return values_.data() + which * lanes_.width + lane; }
+
+ private:
+  const NormCut& cut_;
+  Lanes lanes_;
+  std::vector<const double*> all_;
+  std::vector<A> values_;
+  int64_t block_ = -1;
 };
 
 // Pieces [first, last) of all blocks, one after another. Where they stand is counted, since small planes take no longer
@@ -200,38 +223,29 @@ template <class S> static void moments_of_rows(const NormForward& p, int64_t fir
   const NormCut& cut = p.cut;
   const Lanes lanes(cut.lanes);
   const int64_t together = cut.lanes / cut.statistics;  // lanes to a statistic
-  std::vector<A> buffer((size_t)lanes.tile()), sums((size_t)lanes.width), near((size_t)lanes.width);
-  std::vector<double> totals((size_t)cut.lanes), tile_mean((size_t)cut.statistics), tile_squares((size_t)cut.statistics);
-  const auto collect = [&](double* out) {  // lane sums to sums per statistic
-    std::fill(totals.begin(), totals.end(), 0.);
-    lanes.fold(sums.data(), totals.data());
-    for (int64_t g = 0; g < cut.statistics; g++) {
-      double total = 0;
-      for (int64_t l = 0; l < together; l++) total += totals[(size_t)(g * together + l)];
-      out[g] = total;
-    }
-  };
+  const auto buffer = room<A, S>(lanes.tile());
+  std::vector<A> sums((size_t)lanes.width), near((size_t)lanes.width);
+  std::vector<double> tile_mean((size_t)cut.statistics), tile_squares((size_t)cut.statistics);
   each_piece(p, first, last, [&](int64_t t, int64_t, const NormPlace&, int64_t offset, int64_t length) {
     double count = 0, *out = p.moments + 2 * t * cut.statistics;
-    for (int64_t g = 0; g < 2 * cut.statistics; g++) out[g] = 0;
+    std::fill_n(out, 2 * cut.statistics, 0.);
     tiles(offset, length, lanes.tile(), [&](int64_t at, int64_t n) {
-      const A* x = read<A, S>(p.x, at, n, buffer.data());
+      const A* x = read<A, S>(p.x, at, n, buffer.get());
       const double share = (double)(n / cut.lanes * together);
-      lanes.stretches(n, [&](int64_t i, int64_t m) {
-        A* __restrict s = sums.data();
-        for (int64_t l = 0; l < m; l++) s[l] += x[i + l];
-      });
-      collect(tile_mean.data());
-      for (int64_t l = 0; l < cut.lanes; l++) near[(size_t)l] = (A)(tile_mean[(size_t)(l / together)] / share);
-      for (int64_t w = cut.lanes; w < lanes.width; w++) near[(size_t)w] = near[(size_t)(w - cut.lanes)];
-      lanes.stretches(n, [&](int64_t i, int64_t m) {
-        A* __restrict s = sums.data();
-        const A* __restrict c = near.data();
-        for (int64_t l = 0; l < m; l++) s[l] += (x[i + l] - c[l]) * (x[i + l] - c[l]);
-      });
-      collect(tile_squares.data());
+      lanes.stretches(n, [&](int64_t i, int64_t lane, int64_t m) { accumulate_tile(x + i, sums.data() + lane, m); });
+      std::fill(tile_mean.begin(), tile_mean.end(), 0.);
+      lanes.fold(sums.data(), together, tile_mean.data());
+      A* c = near.data();
+      for (int64_t w = 0; w < lanes.width; w += lanes.count)
+        for (int64_t g = 0; g < cut.statistics; g++, c += together) {
+          if (w == 0) tile_mean[(size_t)g] /= share;
+          std::fill_n(c, together, (A)tile_mean[(size_t)g]);
+        }
+      lanes.stretches(n, [&](int64_t i, int64_t lane, int64_t m) { accumulate_squares(x + i, near.data() + lane, sums.data() + lane, m); });
+      std::fill(tile_squares.begin(), tile_squares.end(), 0.);
+      lanes.fold(sums.data(), together, tile_squares.data());
       for (int64_t g = 0; g < cut.statistics; g++) {
-        const double mean = tile_mean[(size_t)g] / share, away = mean - (double)near[(size_t)(g * together)];
+        const double mean = tile_mean[(size_t)g], away = mean - (double)near[(size_t)(g * together)];
         join(out[2 * g], out[2 * g + 1], count, mean, tile_squares[(size_t)g] - away * away * share, share);
       }
       count += share;
@@ -257,14 +271,17 @@ template <class S> static void apply_to_rows(const NormForward& p, int64_t first
   using A = typename Accumulate<S>::type;
   const auto activate_tile = forward_tile<A, const A*>(p);
   const Lanes lanes(p.cut.lanes);
-  std::vector<A> xb((size_t)lanes.tile()), yb((size_t)lanes.tile());
+  LaneCoefficients<A> k(p.cut, {p.mean, p.slope, p.offset});
+  const auto xb = room<A, S>(lanes.tile()), yb = room<A, S>(lanes.tile());
   each_piece(p, first, last, [&](int64_t, int64_t block, const NormPlace&, int64_t offset, int64_t length) {
-    const LaneCoefficients<A> k(p.cut, block, {p.mean, p.slope, p.offset});
+    k.set(block);
     tiles(offset, length, lanes.tile(), [&](int64_t at, int64_t n) {
-      const A* x = read<A, S>(p.x, at, n, xb.data());
-      A* y = target<A, S>(p.y, at, yb.data());
-      lanes.stretches(n, [&](int64_t i, int64_t m) { activate_tile(x + i, y + i, k[0], k[1], k[2], bound_of<A>(p), m); });
-      write<A, S>(yb.data(), p.y, at, n);
+      const A* x = read<A, S>(p.x, at, n, xb.get());
+      A* y = target<A, S>(p.y, at, yb.get());
+      lanes.stretches(n, [&](int64_t i, int64_t lane, int64_t m) {
+        activate_tile(x + i, y + i, k.at(0, lane), k.at(1, lane), k.at(2, lane), bound_of<A>(p), m);
+      });
+      write<A, S>(yb.get(), p.y, at, n);
     });
   });
 }
@@ -315,35 +332,38 @@ template <bool SUMS, bool GRADIENT, class S> static void backward_of_rows(const 
   using A = typename Accumulate<S>::type;
   const auto differentiate_tile = slope_tile<A, const A*>(p);
   const Lanes lanes(p.cut.lanes);
-  const size_t tile = (size_t)lanes.tile(), width = (size_t)lanes.width, count = (size_t)lanes.count;
-  std::vector<A> xb(tile), gb(tile), db(tile), ob(tile), dz_sums(width), product_sums(width);
-  std::vector<double> dz_totals(count), product_totals(count);
+  const size_t width = (size_t)lanes.width;
+  LaneCoefficients<A> k(p.cut, {p.mean, p.slope, p.offset, p.tilt, p.level});
+  const auto xb = room<A, S>(lanes.tile()), gb = room<A, S>(lanes.tile()), ob = room<A, S>(lanes.tile());
+  std::vector<A> dz_sums(width), product_sums(width);
+  alignas(64) A dz[Lanes::kAtOnce];
+  std::vector<double> dz_totals((size_t)p.cut.width()), product_totals((size_t)p.cut.width());
   each_piece(p, first, last, [&](int64_t t, int64_t block, const NormPlace&, int64_t offset, int64_t length) {
-    const LaneCoefficients<A> k(p.cut, block, {p.mean, p.slope, p.offset, p.tilt, p.level});
+    k.set(block);
     std::fill(dz_totals.begin(), dz_totals.end(), 0.);
     std::fill(product_totals.begin(), product_totals.end(), 0.);
     tiles(offset, length, lanes.tile(), [&](int64_t at, int64_t n) {
-      const A* x = read<A, S>(p.x, at, n, xb.data());
-      const A* grad = read<A, S>(p.grad, at, n, gb.data());
-      A *dz = db.data(), *dx = GRADIENT ? target<A, S>(p.dx, at, ob.data()) : nullptr;
-      lanes.stretches(n, [&](int64_t i, int64_t m) {
-        differentiate_tile(x + i, grad + i, dz + i, k[0], k[1], k[2], bound_of<A>(p), m);
-        if (SUMS) sum_lanes(dz + i, x + i, k[0], dz_sums.data(), product_sums.data(), m);
-        if (GRADIENT) gradient_tile<A>(x + i, dz + i, dx + i, k[0], k[1], k[3], k[4], m);
+      const A* x = read<A, S>(p.x, at, n, xb.get());
+      const A* grad = read<A, S>(p.grad, at, n, gb.get());
+      A* dx = GRADIENT ? target<A, S>(p.dx, at, ob.get()) : nullptr;
+      lanes.stretches(n, [&](int64_t i, int64_t lane, int64_t m) {
+        differentiate_tile(x + i, grad + i, dz, k.at(0, lane), k.at(1, lane), k.at(2, lane), bound_of<A>(p), m);
+        if (SUMS) sum_lanes(dz, x + i, k.at(0, lane), dz_sums.data() + lane, product_sums.data() + lane, m);
+        if (GRADIENT) gradient_tile<A>(x + i, dz, dx + i, k.at(0, lane), k.at(1, lane), k.at(3, lane), k.at(4, lane), m);
       });
       if (SUMS) {
-        lanes.fold(dz_sums.data(), dz_totals.data());
-        lanes.fold(product_sums.data(), product_totals.data());
+        lanes.fold(dz_sums.data(), p.cut.spread, dz_totals.data());
+        lanes.fold(product_sums.data(), p.cut.spread, product_totals.data());
       }
       if (GRADIENT) {
-        if (p.grad_sum) accumulate_tile(read<A, S>(p.grad_sum, at, n, gb.data()), dx, n);
-        write<A, S>(ob.data(), p.dx, at, n);
+        if (p.grad_sum) accumulate_tile(read<A, S>(p.grad_sum, at, n, gb.get()), dx, n);
+        write<A, S>(ob.get(), p.dx, at, n);
       }
     });
-    double* out = p.sums + 2 * t * p.cut.lanes;
-    for (size_t l = 0; SUMS && l < count; l++) {
-      out[2 * l] = dz_totals[l];
-      out[2 * l + 1] = product_totals[l];
+    double* out = p.sums + 2 * t * p.cut.width();
+    for (size_t c = 0; SUMS && c < dz_totals.size(); c++) {
+      out[2 * c] = dz_totals[c];
+      out[2 * c + 1] = product_totals[c];
     }
   });
 }

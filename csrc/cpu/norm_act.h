@@ -38,8 +38,8 @@ struct NormCut {
   // The first piece of a bundle, both counted through all blocks.
   int64_t first_piece(int64_t index) const { return index / bundles() * pieces + index % bundles() * bundle; }
 
-  // Sums kept per piece: one per lane.
-  int64_t width() const { return in_rows ? lanes : 1; }
+  // Sums kept per piece: one per channel.
+  int64_t width() const { return in_rows ? block_channels() : 1; }
   // Sets of coefficients in a block, one per channel that has its own; the block's first is block * block_channels().
   int64_t block_channels() const { return statistics * statistic_channels; }
   // Elements of a piece that share a statistic.
@@ -103,7 +103,7 @@ struct NormForward : NormShared {
 // dx = dz * slope + (x - mean) * tilt + level (+ grad_sum)
 struct NormBackward : NormShared {
   const void *grad, *grad_sum;  // grad_sum may be null
-  double* sums;                 // per piece and lane: sum of dz, and of dz * (x - mean)
+  double* sums;                 // per piece and channel: sum of dz, and of dz * (x - mean)
   double *tilt, *level;
   void* dx;
   bool keep_dz;                 // planes in the precision of computation: `sums` leaves dz in dx for `gradient`

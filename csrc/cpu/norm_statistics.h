@@ -65,11 +65,10 @@ struct NormSums {
     for (int64_t piece = 0; piece < cut.pieces; piece++) {
       const double* s = sums + 2 * (block * cut.pieces + piece) * cut.width();
       const int64_t first = cut.in_rows ? 0 : cut.channel(piece), last = cut.in_rows ? cut.block_channels() : first + 1;
-      for (int64_t c = first; c < last; c++)
-        for (int64_t lane = 0; lane < cut.spread; lane++, s += 2) {
-          d[c] += s[0];
-          q[c] += s[1];
-        }
+      for (int64_t c = first; c < last; c++, s += 2) {
+        d[c] += s[0];
+        q[c] += s[1];
+      }
     }
   }
 };
