@@ -12,12 +12,13 @@ from genmod import ops
 from genmod.ops import _checks
 from genmod.ops._reductions import REDUCTIONS, Reduction
 
-Kind = Literal["bernoulli", "gaussian", "laplace", "discretized_logistic", "mse", "l1"]
+Kind = Literal["bernoulli", "gaussian", "laplace", "discretized_logistic", "logistic_mixture", "mse", "l1"]
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "bernoulli": ops.bernoulli_nll,
     "gaussian": ops.gaussian_nll,
     "laplace": ops.laplace_nll,
     "discretized_logistic": ops.discretized_logistic_nll,
+    "logistic_mixture": ops.logistic_mixture_nll,
     "mse": ops.mse,
     "l1": ops.l1,
 }
@@ -27,7 +28,7 @@ class ReconstructionLoss(nn.Module):
     """A reconstruction loss chosen by name.
 
     Args:
-        kind: "bernoulli", "gaussian", "laplace", "discretized_logistic", "mse" or "l1".
+        kind: "bernoulli", "gaussian", "laplace", "discretized_logistic", "logistic_mixture", "mse" or "l1".
         reduction: see :func:`genmod.ops.bernoulli_nll`.
         options: what else the loss takes, such as `sigma=0.1` for "gaussian" or `bins=32` for "discretized_logistic".
 

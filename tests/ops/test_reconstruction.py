@@ -423,6 +423,12 @@ def test_reconstruction_loss(kind):
     assert all(f"{name}={value}" in repr(module) for name, value in given.items())
 
 
+def test_reconstruction_loss_of_a_mixture():
+    output, image = torch.randn(2, 20, 4, 4), torch.rand(2, 3, 4, 4) * 2 - 1
+    module = nn.ReconstructionLoss("logistic_mixture", bins=32)
+    torch.testing.assert_close(module(output, image), ops.logistic_mixture_nll(output, image, bins=32))
+
+
 def test_reconstruction_loss_refuses():
     with pytest.raises(ValueError, match=r"kind.*'poisson'.*'bernoulli'"):
         nn.ReconstructionLoss("poisson")
