@@ -8,7 +8,7 @@ namespace GENMOD_ISA {
 namespace {
 
 template <class A> GENMOD_INLINE A exp_of(A x) { return exp_parts(x).exp; }
-template <class A> GENMOD_INLINE A sign_of(A x) { return x > 0 ? A(1) : x < 0 ? A(-1) : x; }  // zero and NaN pass
+template <class A> GENMOD_INLINE A sign_of(A x) { return choose(mask_if(!(magnitude(x) > 0), x), x, times_sign(A(1), x)); }  // zero and NaN pass
 
 // softplus(x) and its derivative, from one exponential of -|x|.
 template <class A> struct Softplus { A value, slope; };
@@ -57,9 +57,9 @@ template <Kind K, class A> GENMOD_INLINE A value_of(A x, A t, const Scale<A>& s,
     return a * choose(negative(x), t, 1 - t) + log1p_unit(decay(-a).exp);
   }
   if constexpr (K == Kind::mse) return d * d;
-  if constexpr (K == Kind::l1) return d < 0 ? -d : d;
+  if constexpr (K == Kind::l1) return magnitude(d);
   if constexpr (K == Kind::gaussian) return A(0.5) * (d * d * s.inverse + (A(1.8378770664093454835606594728112) + s.log));
-  if constexpr (K == Kind::laplace) return (d < 0 ? -d : d) * s.inverse + (A(0.69314718055994530941723212145818) + s.log);
+  if constexpr (K == Kind::laplace) return magnitude(d) * s.inverse + (A(0.69314718055994530941723212145818) + s.log);
   if constexpr (K == Kind::discretized_logistic) {
     const Bin<A> bin = bin_of(d, t, s, half);
     return bin.below.value + bin.above.value - bin.log_width;
