@@ -18,6 +18,7 @@ class Dims {
   operator torch::headeronly::IntHeaderOnlyArrayRef() const { return {data(), count_}; }
   int64_t& operator[](int64_t i) { return (count_ > kFew ? many_.data() : few_)[i]; }
   int64_t operator[](int64_t i) const { return data()[i]; }
+  int64_t back() const { return data()[count_ - 1]; }
   size_t size() const { return count_; }
   bool empty() const { return count_ == 0; }
   const int64_t* data() const { return count_ > kFew ? many_.data() : few_; }
