@@ -39,6 +39,17 @@ GENMOD_INLINE double magnitude(double x) { return fabs(x); }
 GENMOD_INLINE float times_sign(float y, float x) { return bits_float(float_bits(y) ^ (float_bits(x) & (int32_t)0x80000000)); }
 GENMOD_INLINE double times_sign(double y, double x) { return bits_double(double_bits(y) ^ (double_bits(x) & (int64_t)0x8000000000000000)); }
 
+// (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2 (Cephes' expf).
+GENMOD_INLINE float exp_polynomial(float r) {
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p;
+}
+
 GENMOD_INLINE Exp<float> exp_parts(float x) {
   // Beyond these bounds the result is infinite or zero. A NaN compares false and passes through.
   float c = select_bits(-(int32_t)(x > 89.f), 89.f, x);
@@ -50,13 +61,7 @@ GENMOD_INLINE Exp<float> exp_parts(float x) {
   const float k = bits_float(t) - magic, scale = bits_float((int32_t)((uint32_t)t << 23));  // 2^k
   float r = c - k * 0.693359375f;
   r = r - k * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float q = r * r * p, m = r + q;  // e^r - 1 - r and e^r - 1
+  const float q = r * r * exp_polynomial(r), m = r + q;  // e^r - 1 - r and e^r - 1
   // Where k = 0 these are m and q themselves: scale - 1 is zero, and r is x.
   const float less = scale - 1.f;
   return {scale * m + scale, scale * m + less, scale * q + (scale * r + (less - x))};
@@ -78,13 +83,7 @@ GENMOD_INLINE Decay<float> decay(float x) {
   const float scale = bits_float((int32_t)((uint32_t)float_bits(t) << 23));  // 2^k
   float r = c - k * 0.693359375f;
   r = r - k * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float m = r + r * r * p;
+  const float m = r + r * r * exp_polynomial(r);
   return {scale * m + scale, scale * m + (scale - 1.f)};
 }
 GENMOD_INLINE Decay<double> decay(double x) { return {exp(x), expm1(x)}; }
