@@ -17,7 +17,8 @@ from torch import Tensor
 from genmod import layout
 from genmod.kernels.launch import launch
 from genmod.reference import upsample_conv as reference
-from genmod.reference.upsample_conv import PADDING, STRIDE, without_autocast
+from genmod.reference.precision import without_autocast
+from genmod.reference.upsample_conv import PADDING, STRIDE
 
 _BLOCK = 128  # pairs of channels in a program; a lane has all taps of one
 _FEW_CHANNELS = 16

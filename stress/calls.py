@@ -212,7 +212,8 @@ def _mmd(draw: Draw) -> Sample:
 
 @_call
 def _dip(draw: Draw) -> Sample:
-    batch, dims, kind = draw.integer(1, 9), draw.integer(0, 6), draw.one(*aggregate.DIP_KINDS)
+    batch, dims = draw.one((draw.integer(1, 9), draw.integer(0, 6)), (66, 3), (4, 35), (2, 67))
+    kind = draw.one(*aggregate.DIP_KINDS)
     logvar = draw.tensor(batch, dims) if kind == "ii" or draw.integer(0, 1) else None
     return _sample(draw.tensor(batch, dims), logvar, kind=kind, lambda_od=draw.one(10.0, 0.0, 0.5))
 

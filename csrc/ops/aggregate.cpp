@@ -1,6 +1,7 @@
 // Tensors in, raw pointers to the kernels, tensors out: the family's dispatcher ops on the CPU.
 // Schemas, fakes and autograd are in genmod/ops/aggregate.py; arguments were checked there too.
 #include "cpu/aggregate.h"
+#include "cpu/dip.h"
 
 #include "tensors.h"
 
@@ -269,6 +270,93 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mmd_backward(const Tensor& grad, cons
   return {d_x, d_y, d_all_x, d_all_y};
 }
 
+// --- Disentangled inferred priors.
+
+const DipKernels& covariance_kernels() { return GENMOD_SELECT(dip_kernels); }
+
+// Means, and log-variances where they are given, laid out for the kernels.
+struct Posteriors {
+  Matrix mean;
+  std::optional<Matrix> logvar;
+
+  Posteriors(const Tensor& mean_, const std::optional<Tensor>& logvar_) : mean(mean_) {
+    if (!logvar_) return;
+    logvar.emplace(*logvar_);
+    mean.check_like(*logvar);
+    STD_TORCH_CHECK(mean.rows == logvar->rows, "genmod: mean and logvar must have one shape");
+  }
+  template <class Params> Params params(double lambda_od, double lambda_d) const {
+    Params p{};
+    p.wide = mean.wide;
+    p.rows = mean.rows;
+    p.dims = mean.dims;
+    p.mean = mean.data();
+    p.logvar = logvar ? logvar->data() : nullptr;
+    p.lambda_od = lambda_od;
+    p.lambda_d = lambda_d;
+    return p;
+  }
+  int64_t item() const { return mean.wide ? 8 : 4; }
+  double work() const { return (double)(kPart * mean.dims); }  // of a part, element by element
+};
+
+std::tuple<Tensor, Tensor> dip(const Tensor& mean, const std::optional<Tensor>& logvar, double lambda_od, double lambda_d) {
+  const Posteriors given(mean, logvar);
+  Covariance p = given.params<Covariance>(lambda_od, lambda_d);
+  const int64_t parts = parts_of(p.rows), tiles = covariance_tiles_of(p.dims);
+  std::vector<double> sums((size_t)(parts * 2 * p.dims)), variance((size_t)p.dims), penalties((size_t)tiles);
+  Tensor moments = given.mean.scratch(p.dims + 1, p.dims);
+  p.sums = sums.data();
+  run(covariance_kernels().sum, p, parts, given.work() * (logvar ? 4 : 1));
+  char* average = (char*)moments.mutable_data_ptr() + p.dims * p.dims * given.item();
+  for (int64_t d = 0; d < p.dims; d++) {
+    double of_means = 0, of_variances = 0;
+    for (int64_t part = 0; part < parts; part++) {
+      of_means += sums[(size_t)(part * 2 * p.dims + d)];
+      of_variances += sums[(size_t)(part * 2 * p.dims + p.dims + d)];
+    }
+    if (p.wide) ((double*)average)[d] = of_means / (double)p.rows;
+    else ((float*)average)[d] = (float)(of_means / (double)p.rows);
+    variance[(size_t)d] = of_variances / (double)p.rows;
+  }
+  p.variance = variance.data();
+  p.average = average;
+  p.covariance = moments.mutable_data_ptr();
+  p.penalties = penalties.data();
+  run(covariance_kernels().covariance, p, tiles, (double)(p.rows * kBand * kPanel) / 16);
+  double penalty = 0;
+  for (double of_tile : penalties) penalty += of_tile;
+  return {scalar(penalty, given.mean), moments};
+}
+
+std::tuple<Tensor, Tensor> dip_backward(const Tensor& grad, const Tensor& mean, const std::optional<Tensor>& logvar, const Tensor& moments, double lambda_od, double lambda_d, int64_t wanted) {
+  const Posteriors given(mean, logvar);
+  CovarianceBackward b = given.params<CovarianceBackward>(lambda_od, lambda_d);
+  STD_TORCH_CHECK(has_sizes(moments, {b.dims + 1, b.dims}) && moments.scalar_type() == accumulate_type(given.mean.dtype), "genmod: moments must be those of the forward pass");
+  const Tensor dense = torch::stable::contiguous(moments);
+  b.covariance = dense.const_data_ptr();
+  b.average = (const char*)dense.const_data_ptr() + b.dims * b.dims * given.item();
+  b.to_logvar = value_of(grad, given.mean) / (double)b.rows;
+  b.to_mean = 2 * b.to_logvar;
+  Tensor slope = given.mean.scratch(b.dims, padded(b.dims)), variance_slope = given.mean.scratch(1, b.dims);
+  b.slope = slope.mutable_data_ptr();
+  b.variance_slope = variance_slope.mutable_data_ptr();
+  Tensor results[2] = {given.mean.nothing(), given.mean.nothing()};
+  if (wanted & 1) {
+    results[0] = given.mean.scratch(b.rows, b.dims);
+    b.d_mean = results[0].mutable_data_ptr();
+  }
+  if (wanted & 2 && logvar) {
+    results[1] = given.mean.scratch(b.rows, b.dims);
+    b.d_logvar = results[1].mutable_data_ptr();
+  }
+  run(covariance_kernels().slope, b, b.dims, (double)b.dims);
+  run(covariance_kernels().pull, b, parts_of(b.rows), given.work() * (double)(b.dims + 64) / 16);
+  if (b.d_mean) results[0] = given.mean.narrowed(results[0]);
+  if (b.d_logvar) results[1] = given.mean.narrowed(results[1]);
+  return {results[0], results[1]};
+}
+
 }  // namespace
 }  // namespace genmod
 
@@ -277,4 +365,6 @@ STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
   m.impl("total_correlation_backward", GENMOD_BOX(&genmod::total_correlation_backward));
   m.impl("mmd", GENMOD_BOX(&genmod::mmd));
   m.impl("mmd_backward", GENMOD_BOX(&genmod::mmd_backward));
+  m.impl("dip", GENMOD_BOX(&genmod::dip));
+  m.impl("dip_backward", GENMOD_BOX(&genmod::dip_backward));
 }

@@ -20,6 +20,7 @@ from genmod.ops._differentiable_convolution import convolve_transposed
 from genmod.ops._library import define, differentiate
 from genmod.ops.norm_act import ACTIVATIONS, Activation, batch_norm_act, bias_act
 from genmod.reference import upsample_conv as reference
+from genmod.reference.precision import without_autocast
 
 
 def upsample_conv2d(
@@ -132,7 +133,7 @@ def conv_transpose2d_norm_act(
     """
     x, weight, bias = _autocast(x, weight, bias)
     strides, paddings, output_paddings = _check_transposed(x, weight, bias, stride, padding, output_padding, groups)
-    with reference.without_autocast(x):
+    with without_autocast(x):
         image = conv_transpose2d(x, weight, bias, strides, paddings, output_paddings, groups)
     y = batch_norm_act(
         image,

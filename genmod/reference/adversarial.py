@@ -18,10 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genmod import layout
-
-
-def _widen(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+from genmod.reference.precision import widen
 
 
 def _value(t: Tensor, curve: str) -> Tensor:
@@ -42,7 +39,7 @@ def _slope(t: Tensor, curve: str) -> Tensor:
 
 def _argument(x: Tensor, center: Tensor | None, sign: float, shift: float) -> Tensor:
     # Spares what would do nothing: of a few logits, an operation costs more than all of its arithmetic.
-    x = _widen(x)
+    x = widen(x)
     t = -x if sign == -1 else x
     t = t + shift if shift else t
     return t if center is None else t - center
@@ -73,7 +70,7 @@ def adversarial(
     sign, shift, weight, fake_sign, fake_shift, fake_weight = terms
     if paired:
         assert real is not None
-        t = _argument(_widen(real) - _widen(fake), None, sign, shift)
+        t = _argument(widen(real) - widen(fake), None, sign, shift)
         loss = _reduce(_value(t, curve), weight, reduction)
     else:
         t = _argument(fake, fake_center, fake_sign, fake_shift)
@@ -98,7 +95,7 @@ def _derivatives(
     sign, shift, weight, fake_sign, fake_shift, fake_weight = terms
     if paired:
         assert real is not None
-        t = _argument(_widen(real) - _widen(fake), None, sign, shift)
+        t = _argument(widen(real) - widen(fake), None, sign, shift)
         d_real = _slope(t, curve) * (sign * weight / _divisor(t, reduction))
         return d_real, -d_real
     t = _argument(fake, fake_center, fake_sign, fake_shift)

@@ -24,6 +24,11 @@ for every sample of the dataset.
 :math:`e^{-\lVert x - y\rVert^2 / C}` (`rbf`).
 
 **DIP-VAE** (Kumar et al., *Variational inference of disentangled latent concepts from unlabeled observations*, 2018).
+With X the posteriors' means less their average over the batch, and :math:`v = e^\ell` their variances,
+
+.. math::
+    \lambda_{od} \sum_{i \ne j} C_{ij}^2 + \lambda_d \sum_i (C_{ii} - 1)^2, \qquad
+    C = \tfrac1B X^\top X \quad\text{or}\quad C = \tfrac1B \big(X^\top X + \sum_n \operatorname{diag} v_n\big)
 
 Arithmetic is in float32, in float64 for float64 inputs. Losses have that type, gradients the inputs'. Rows are taken a
 few at a time, and what autograd would keep of their rows x B x D values is computed again when it is needed: the memory
@@ -42,16 +47,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from genmod.reference.precision import widen, without_autocast
+
 #: Elements of one rows x columns x D intermediate.
 _CHUNK = 1 << 20
 
 
 def _widen_given(t: Tensor | None) -> Tensor | None:
-    return None if t is None else _widen(t)
-
-
-def _widen(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
+    return None if t is None else widen(t)
 
 
 def _over_chunks(function: Callable[..., Any], rows: Tensor, columns: Tensor, *inputs: Any) -> list[Any]:
@@ -102,7 +105,7 @@ def total_correlation(
     largest log2-density and 1 / sum_j 2^(log2 of term j - the largest), where weights are relative to that of most
     pairs. Two numbers, because the rounding of one log can be larger than what the terms differ by.
     """
-    z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
+    z, mean, logvar = widen(z), widen(mean), widen(logvar)
     batch, dims = mean.shape
     weights = log_weights(batch, dataset_size, estimator)
 
@@ -150,7 +153,7 @@ def total_correlation_backward(
     through them.
     """
     inputs = (z, mean, logvar)
-    z, mean, logvar = _widen(z), _widen(mean), _widen(logvar)
+    z, mean, logvar = widen(z), widen(mean), widen(logvar)
     rows, batch = z.shape[0], mean.shape[0]
     grads = (grad_mutual_information, grad_total_correlation, grad_dimension_kl)
     g_mi, g_tc, g_kl = (z.new_zeros(()) if g is None else g / batch for g in grads)
@@ -247,7 +250,7 @@ def mmd(
     With `all_x` and `all_y` given, `x` and `y` are some of their rows, beginning at `first_x` and `first_y`, and the
     result is those rows' share of it.
     """
-    x, y, all_x, all_y = _widen(x), _widen(y), _widen_given(all_x), _widen_given(all_y)
+    x, y, all_x, all_y = widen(x), widen(y), _widen_given(all_x), _widen_given(all_y)
     total = x.new_zeros(())
 
     def sum_of(chunk: slice, rows: Tensor, columns: Tensor, first: int | None) -> Tensor:
@@ -276,7 +279,7 @@ def mmd_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`mmd`: a pair pulls its row by 2 k'(d^2) (x - y), and its column the other way."""
     inputs = (x, y, all_x, all_y)
-    x, y, all_x, all_y = _widen(x), _widen(y), _widen_given(all_x), _widen_given(all_y)
+    x, y, all_x, all_y = widen(x), widen(y), _widen_given(all_x), _widen_given(all_y)
     # Of what is not given the gradient is never asked for.
     grads = [torch.zeros_like(x if t is None else t) for t in (x, y, all_x, all_y)]
     # Which gradients the rows and the columns of each of the three sums belong to.
@@ -303,24 +306,63 @@ def mmd_backward(
 # Disentangled inferred priors.
 
 
-def dip(
+def _moments(mean: Tensor, logvar: Tensor | None, batch: int, total: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """The means less their average, that average, and the covariance; `total` sums over all parts of the batch."""
+    average = total(mean.sum(0)) / batch
+    centred = mean - average
+    with without_autocast(mean):
+        covariance = total(centred.t() @ centred) / batch
+    if logvar is not None:
+        covariance = covariance + torch.diag(total(widen(logvar).exp().sum(0)) / batch)
+    return centred, average, covariance
+
+
+def _penalty(covariance: Tensor, lambda_od: float, lambda_d: float) -> Tensor:
+    diagonal = covariance.diagonal()
+    off_diagonal = (covariance - torch.diag(diagonal)).square().sum()
+    return lambda_od * off_diagonal + lambda_d * (diagonal - 1).square().sum()
+
+
+def dip_over(
     mean: Tensor,
     logvar: Tensor | None,
-    kind: str,
     lambda_od: float,
     lambda_d: float,
     batch: int,
-    total: Callable[[Tensor], Tensor] = lambda t: t,
+    total: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The penalty on the covariance of the means (`i`), or of the aggregate posterior (`ii`).
+    """The penalty of a batch of `batch` samples, of which `mean` and `logvar` are a part; `total` sums over all."""
+    return _penalty(_moments(widen(mean), logvar, batch, total)[2], lambda_od, lambda_d)
 
-    `total` sums a tensor over the processes that hold the batch, whose size `batch` is.
+
+def dip(mean: Tensor, logvar: Tensor | None, lambda_od: float, lambda_d: float) -> tuple[Tensor, Tensor]:
+    """The penalty on the covariance of the means, or of the aggregate posterior where `logvar` is given; and what a
+    kernel's backward needs, `[D + 1, D]`: the covariance and, last, the average of the means."""
+    _, average, covariance = _moments(widen(mean), logvar, mean.shape[0], lambda t: t)
+    return _penalty(covariance, lambda_od, lambda_d), torch.cat((covariance, average[None])).detach()
+
+
+def dip_backward(
+    grad: Tensor,
+    mean: Tensor,
+    logvar: Tensor | None,
+    moments: Tensor,
+    lambda_od: float,
+    lambda_d: float,
+    wanted: int,
+) -> tuple[Tensor, Tensor]:
+    r"""Gradients of :func:`dip`: with :math:`S = \partial L / \partial C`, that of the means is :math:`2 X S / B`,
+    whose columns sum to zero as those of X do, and that of the log-variances :math:`S_{ii} e^\ell / B`.
+
+    `moments`, which kernels take from the forward pass, are computed again here: a second derivative must see through
+    them.
     """
-    mean = _widen(mean)
-    centred = mean - total(mean.sum(0)) / batch
-    covariance = total(centred.t() @ centred) / batch
-    diagonal = covariance.diagonal()
-    off_diagonal = (covariance - torch.diag(diagonal)).square().sum()
-    if kind == "ii" and logvar is not None:
-        diagonal = diagonal + total(_widen(logvar).exp().sum(0)) / batch
-    return lambda_od * off_diagonal + lambda_d * (diagonal - 1).square().sum()
+    batch = mean.shape[0]
+    centred, _, covariance = _moments(widen(mean), logvar, batch, lambda t: t)
+    diagonal = (2 * lambda_d) * (covariance.diagonal() - 1)
+    slope = (2 * lambda_od) * (covariance - torch.diag(covariance.diagonal())) + torch.diag(diagonal)
+    with without_autocast(mean):
+        d_mean = (2 / batch) * grad * (centred @ slope)
+    d_logvar = grad * diagonal / batch * widen(mean if logvar is None else logvar).exp()
+    d_mean, d_logvar = _chosen((mean, logvar), (d_mean, d_logvar), wanted)
+    return d_mean, d_logvar

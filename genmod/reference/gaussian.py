@@ -24,7 +24,7 @@ from torch import Tensor
 
 from genmod import layout
 from genmod.reference import philox, reductions
-from genmod.reference.reductions import widen as _widen
+from genmod.reference.precision import widen
 
 #: Bounds of a clamped log-variance, those of the latent-diffusion code that others load checkpoints from.
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
@@ -49,7 +49,7 @@ def _softplus(x: Tensor) -> Tensor:
 def draw_noise(mean: Tensor, noise: Tensor | None, seed: Tensor | None) -> Tensor:
     """The noise given, or the stream of `seed` laid out in the memory order of `layout.empty_output(mean)`."""
     if noise is not None:
-        return _widen(noise)
+        return widen(noise)
     assert seed is not None, "exactly one of noise and seed is given"
     flat = philox.normal(seed, mean.numel()).to(torch.float64 if mean.dtype == torch.float64 else torch.float32)
     if layout.memory_format_of(mean) == torch.contiguous_format:
@@ -88,7 +88,7 @@ def _variance_ratio(logvar: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unpack(mean: Tensor, logvar: Tensor | None, clamp: str) -> tuple[Tensor, Tensor]:
     mean, logvar = layout.split(mean, logvar)
-    return _widen(mean), clamp_logvar(_widen(logvar), clamp)
+    return widen(mean), clamp_logvar(widen(logvar), clamp)
 
 
 def _as_output(t: Tensor, mean: Tensor, logvar: Tensor | None) -> Tensor:
@@ -194,7 +194,7 @@ def sample_kl_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`sample_kl`; either incoming gradient may be None. Bit i of `wanted` asks for gradient i."""
     view, raw = layout.split(mean, logvar)
-    m, raw = _widen(view), _widen(raw)
+    m, raw = widen(view), widen(raw)
     lv = clamp_logvar(raw, clamp)
     d_mean, d_logvar = torch.zeros_like(m), torch.zeros_like(lv)
     if grad_kl is not None:
@@ -202,7 +202,7 @@ def sample_kl_backward(
         grad = _spread(grad_kl, kl, free_bits, reduction)
         d_mean, d_logvar = grad * m, grad * torch.expm1(lv)
     if grad_z is not None:
-        grad = _widen(grad_z)
+        grad = widen(grad_z)
         d_mean, d_logvar = d_mean + grad, d_logvar + grad * (0.5 * lv).exp() * draw_noise(view, noise, seed)
     return _gradients(mean, logvar, d_mean, 0.5 * _clamp_slope(raw, clamp) * d_logvar, wanted, view)
 
@@ -236,8 +236,8 @@ def gaussian_kl_backward(
         pair = sample_kl_backward(None, grad, mean, logvar, None, None, free_bits, reduction, clamp, wanted)
         return *pair, mean.new_empty(0), mean.new_empty(0)
     view, raw = layout.split(mean, logvar)
-    m, raw = _widen(view), _widen(raw)
-    om, other_raw = (_widen(t) for t in layout.split(other_mean, other_logvar))
+    m, raw = widen(view), widen(raw)
+    om, other_raw = (widen(t) for t in layout.split(other_mean, other_logvar))
     lv, olv = clamp_logvar(raw, clamp), clamp_logvar(other_raw, clamp)
     difference, precision = m - om, (-olv).exp()
     growth, excess = _variance_ratio(lv, olv)

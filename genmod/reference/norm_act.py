@@ -27,10 +27,7 @@ from torch import Tensor
 
 from genmod import layout
 from genmod.reference import activation as act
-
-
-def _widen(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
+from genmod.reference.precision import widen
 
 
 def _lay_out(t: Tensor, like: Tensor) -> Tensor:
@@ -55,7 +52,7 @@ def _residual_sum(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """What is normalised, and the same as an output: an empty tensor if there is no residual."""
     if residual is None:
         return x, x.new_empty(0)
-    total = _lay_out(_widen(x) + _widen(residual), x)
+    total = _lay_out(widen(x) + widen(residual), x)
     return total, total
 
 
@@ -65,14 +62,14 @@ def _modulated(
     """:math:`h \\gamma + \\beta` and :math:`z`."""
     inner = h
     if weight is not None:
-        inner = inner * _along_channels(_widen(weight), h)
+        inner = inner * _along_channels(widen(weight), h)
     if bias is not None:
-        inner = inner + _along_channels(_widen(bias), h)
+        inner = inner + _along_channels(widen(bias), h)
     z = inner
     if scale is not None:
-        z = z * (1 + _along_channels(_widen(scale), h))
+        z = z * (1 + _along_channels(widen(scale), h))
     if shift is not None:
-        z = z + _along_channels(_widen(shift), h)
+        z = z + _along_channels(widen(shift), h)
     return inner, z
 
 
@@ -119,7 +116,7 @@ def group_norm_act(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`(y, s, mean, rstd)`, the statistics `[N, groups]`; `s` is an empty tensor without a residual."""
     total, returned = _residual_sum(x, residual)
-    wide = _widen(total)
+    wide = widen(total)
     h, mean, rstd = _normalised_by_group(wide, num_groups, eps)
     _, z = _modulated(h, weight, bias, scale, shift)
     return _lay_out(act.apply(activation, z, negative_slope), x), returned, mean, rstd
@@ -134,8 +131,8 @@ def group_norm_act(
 
 def biased_sum(x: Tensor, x_bias: Tensor, residual: Tensor | None) -> Tensor:
     """What :func:`group_norm_act_biased` normalises, in the dtype of `x`."""
-    total = _widen(x) + _along_channels(_widen(x_bias), x)
-    return _lay_out(total if residual is None else total + _widen(residual), x)
+    total = widen(x) + _along_channels(widen(x_bias), x)
+    return _lay_out(total if residual is None else total + widen(residual), x)
 
 
 def group_norm_act_biased(
@@ -180,20 +177,20 @@ def group_norm_act_backward(
     Bit i of `wanted` asks for gradient i. `mean` and `rstd` are there for kernels; here they are computed from `x`
     again, because they are functions of it, and second derivatives have to see that.
     """
-    wide = _widen(x)
+    wide = widen(x)
     h, _, rstd = _normalised_by_group(wide, num_groups, eps)
     inner, z = _modulated(h, weight, bias, scale, shift)
-    dz = _widen(grad) * act.slope(activation, z, negative_slope)
+    dz = widen(grad) * act.slope(activation, z, negative_slope)
     d_shift, d_scale = _sum_over_space(dz), _sum_over_space(dz * inner)
-    da = dz if scale is None else dz * (1 + _along_channels(_widen(scale), dz))
+    da = dz if scale is None else dz * (1 + _along_channels(widen(scale), dz))
     dims = (0, *_space(da))
     d_bias, d_weight = da.sum(dims), (da * h).sum(dims)
-    dh = da if weight is None else da * _along_channels(_widen(weight), da)
+    dh = da if weight is None else da * _along_channels(widen(weight), da)
     by_group, h = _by_group(dh, num_groups), _by_group(h, num_groups)
     dx = by_group - by_group.mean(2, keepdim=True) - h * (by_group * h).mean(2, keepdim=True)
     dx = (dx * rstd.unsqueeze(2)).reshape(x.shape)
     if grad_sum is not None:
-        dx = dx + _widen(grad_sum)
+        dx = dx + widen(grad_sum)
     return (
         _lay_out(dx, x) if wanted & 1 else x.new_empty(0),
         _gradient(d_weight, weight, x, wanted, 2),
@@ -215,7 +212,7 @@ def _normalised_by_channel(
         centred, mean = _centred(x, dims)
         mean, var = mean.reshape(-1), centred.square().mean(dims)
     else:
-        mean, var = _widen(mean), _widen(var)
+        mean, var = widen(mean), widen(var)
         centred = x - _along_channels(mean, x)
     rho = _along_channels((var + eps).rsqrt(), x)
     return centred * rho, rho, mean, var
@@ -236,7 +233,7 @@ def batch_norm_act(
     """`(y, s, mean, var)`: in training the batch's statistics `[C]`, the variance biased; in evaluation, which uses the
     running ones, empty tensors. Nothing is written to. `s` is an empty tensor without a residual."""
     total, returned = _residual_sum(x, residual)
-    wide = _widen(total)
+    wide = widen(total)
     h, _, mean, var = _normalised_by_channel(wide, *((None, None) if training else (running_mean, running_var)), eps)
     if not training:
         mean, var = wide.new_empty(0), wide.new_empty(0)
@@ -263,19 +260,19 @@ def batch_norm_act_backward(
     `mean` and `var` are the statistics that were used; those of the batch are computed from `x` again, as in
     :func:`group_norm_act_backward`. In evaluation they are constants, and :math:`d s = \\rho\\, dh + g_s`.
     """
-    wide = _widen(x)
+    wide = widen(x)
     statistics = (None, None) if training else (mean, var)
     h, rho, _, _ = _normalised_by_channel(wide, statistics[0], statistics[1], eps)
     _, z = _modulated(h, weight, bias, None, None)
-    dz = _widen(grad) * act.slope(activation, z, negative_slope)
+    dz = widen(grad) * act.slope(activation, z, negative_slope)
     dims = (0, *_space(dz))
     d_bias, d_weight = dz.sum(dims), (dz * h).sum(dims)
-    dh = dz if weight is None else dz * _along_channels(_widen(weight), dz)
+    dh = dz if weight is None else dz * _along_channels(widen(weight), dz)
     if training:
         dh = dh - dh.mean(dims, keepdim=True) - h * (dh * h).mean(dims, keepdim=True)
     dx = dh * rho
     if grad_sum is not None:
-        dx = dx + _widen(grad_sum)
+        dx = dx + widen(grad_sum)
     return (
         _lay_out(dx, x) if wanted & 1 else x.new_empty(0),
         _gradient(d_weight, weight, x, wanted, 2),
@@ -287,8 +284,8 @@ def batch_norm_act_backward(
 
 
 def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
-    wide = _widen(x)
-    return wide if bias is None else wide + _along_channels(_widen(bias), wide)
+    wide = widen(x)
+    return wide if bias is None else wide + _along_channels(widen(bias), wide)
 
 
 def bias_act(
@@ -313,7 +310,7 @@ def bias_act_backward(
     zero where the clamp cut, and its sum over all but the channels."""
     z = _biased(x, bias)
     y = gain * act.apply(activation, z.detach(), negative_slope)
-    dz = _widen(grad) * (gain * act.slope(activation, z, negative_slope))
+    dz = widen(grad) * (gain * act.slope(activation, z, negative_slope))
     dz = torch.where(y.abs() > clamp, torch.zeros_like(dz), dz)
     return (
         _lay_out(dz, x) if wanted & 1 else x.new_empty(0),

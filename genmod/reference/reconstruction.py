@@ -37,6 +37,7 @@ from torch import Tensor
 
 from genmod import layout
 from genmod.reference import reductions
+from genmod.reference.precision import widen
 
 
 def _parts(
@@ -44,7 +45,7 @@ def _parts(
 ) -> tuple[Tensor, Tensor]:
     """The decoder's mean (or logits) and the log-scale, widened; what has no weight is zero."""
     view, raw = layout.split(output, None) if packed else (output, log_scale)
-    mean = reductions.widen(view)
+    mean = widen(view)
     scale = mean.new_full((), fixed) if raw is None else raw.to(mean.dtype)
     if weight is not None:
         mean = mean.masked_fill(weight == 0, 0)

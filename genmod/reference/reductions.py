@@ -1,14 +1,8 @@
-"""What every loss has in common: the precision it is computed in, and how its elements are summed."""
+"""What every loss has in common: how its elements are summed."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-
-
-def widen(t: Tensor) -> Tensor:
-    """The dtype that arithmetic is done in: float32, or float64 for float64 inputs."""
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def reduce(values: Tensor, reduction: str) -> Tensor:

@@ -23,30 +23,15 @@ and checkerboard artifacts*, Distill 2016. Sums of weights are rounded once, in 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from genmod import layout
+from genmod.reference.precision import widen, without_autocast
 
 #: The folded form as arguments of a transposed convolution.
 STRIDE, PADDING = [2, 2], [1, 1]
-
-
-def _widen(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which autocast leaves convolutions alone: what it would cast has been cast before."""
-    device = x.device.type
-    # Autocast knows no meta tensors, and entering it to turn off what is off takes as long as a small convolution.
-    if device == "meta" or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def fold(weight: Tensor, groups: int) -> Tensor:
@@ -80,9 +65,9 @@ def _swap_channels(w: Tensor, groups: int) -> Tensor:
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """Upsample `x` `[N, Cin, H, W]` and convolve with `weight` `[Cout, Cin / groups, 3, 3]`: `[N, Cout, 2H, 2W]`."""
     with without_autocast(x):
-        folded = fold(_widen(weight), groups)
-        wide_bias = None if bias is None else _widen(bias)
-        y = F.conv_transpose2d(_widen(x), folded, wide_bias, STRIDE, PADDING, groups=groups)
+        folded = fold(widen(weight), groups)
+        wide_bias = None if bias is None else widen(bias)
+        y = F.conv_transpose2d(widen(x), folded, wide_bias, STRIDE, PADDING, groups=groups)
     return y.to(x.dtype).contiguous(memory_format=layout.memory_format_of(x))
 
 
@@ -93,7 +78,7 @@ def upsample_conv2d_backward(
     is not wanted is an empty tensor."""
     with without_autocast(x):
         dx, d_folded, d_bias = torch.ops.aten.convolution_backward(
-            _widen(grad), _widen(x), fold(_widen(weight), groups), [weight.shape[0]], STRIDE, PADDING, [1, 1],
+            widen(grad), widen(x), fold(widen(weight), groups), [weight.shape[0]], STRIDE, PADDING, [1, 1],
             True, [0, 0], groups, [bool(wanted & 1), bool(wanted & 2), bool(wanted & 4)],
         )  # fmt: skip
         d_weight = unfold(d_folded, groups) if wanted & 2 else None

@@ -144,6 +144,8 @@ def _dip_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         yield sample("empty latent", t(4, 0), t(4, 0))
         yield sample("strides", t(9, 8)[2:7, 1:6], t(5, 5).t(), lambda_d=1)
         yield sample("expanded", t(6, 4), t(1, 4).expand(6, 4), lambda_od=0.0)
+        yield sample("several parts", t(70, 3), t(70, 3))
+        yield sample("several tiles", t(5, 70), t(5, 70))
 
 
 # Calls that must raise.
@@ -255,10 +257,25 @@ def _kept_normalizers(sample: Sample) -> int:
     return 2 * z.shape[0] * (z.shape[1] + 1) * (8 if z.dtype == torch.float64 else 4)
 
 
-def _kept_by_autograd(sample: Sample) -> int:
-    """A few copies of the means and of the covariance."""
-    batch, dims = sample.args[0].shape
-    return 8 * (4 * batch * dims + 4 * dims * dims + 4 * dims) + 64
+def _kept_moments(sample: Sample) -> int:
+    mean = sample.args[0]
+    return (mean.shape[1] + 1) * mean.shape[1] * (8 if mean.dtype == torch.float64 else 4)
+
+
+def _covariances(sample: Sample) -> tuple[float, float]:
+    """What the rounding of a covariance, of the size of its terms, does to the penalty and to the gradients."""
+    mean = sample.args[0].detach().double()
+    (batch, dims), kind = mean.shape, sample.kwargs["kind"]
+    off_diagonal = sample.kwargs.get("lambda_od", 10.0)
+    on_diagonal = sample.kwargs.get("lambda_d", off_diagonal * (10 if kind == "i" else 1))
+    factors = off_diagonal + (on_diagonal - off_diagonal) * torch.eye(dims, dtype=mean.dtype, device=mean.device)
+    centred = mean - mean.mean(0)
+    covariance, terms = centred.t() @ centred / batch, centred.t().abs() @ centred.abs() / batch
+    variance = torch.diag(sample.args[1].detach().double().exp().mean(0)) if kind == "ii" else torch.zeros_like(terms)
+    identity = torch.eye(dims, dtype=mean.dtype, device=mean.device)
+    slope, rounded = 2 * factors * (covariance + variance - identity), 2 * factors * (terms + variance + identity)
+    of_gradients = 2 / batch * (centred.abs() @ rounded).amax().item() if mean.numel() else 0.0
+    return (slope.abs() * (terms + variance + identity)).sum().item(), of_gradients
 
 
 def _densities(sample: Sample) -> tuple[float, float]:
@@ -334,11 +351,11 @@ register(
     OpSpec(
         name="dip",
         family="aggregate",
-        summary="covariance penalties of DIP-VAE I and II; plain PyTorch",
+        summary="covariance penalties of DIP-VAE I and II",
         public=ops.dip,
         eager=eager_dip,
         gradient_order=2,
-        dispatcher_ops=(),
+        dispatcher_ops=("dip", "dip_backward"),
         differentiable=(0, 1),
         samples=_dip_samples,
         bad_calls=_bad_dip,
@@ -346,7 +363,8 @@ register(
         bytes_moved=_bytes,
         flops=_dip_flops,
         modules=("DIP",),
-        kept_bytes=_kept_by_autograd,
+        kept_bytes=_kept_moments,
+        magnitude=_covariances,
         pointwise=False,
     )
 )

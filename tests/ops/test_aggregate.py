@@ -16,7 +16,7 @@ import genmod
 from genmod import _native, backends, nn, ops
 from genmod.nn import distributed
 from genmod.reference import aggregate as reference
-from genmod.specs.aggregate import eager_mmd, eager_total_correlation
+from genmod.specs.aggregate import eager_dip, eager_mmd, eager_total_correlation
 
 NATIVE = pytest.mark.skipif(not _native.loaded, reason=f"no C++ kernels: {_native.reason}")
 
@@ -192,6 +192,8 @@ def test_same_bits_on_any_number_of_threads(threads):
     def results():
         inputs = [t.clone().requires_grad_() for t in (z, mean, logvar)]
         loss = sum(ops.total_correlation(*inputs, dataset_size=5000)) + ops.mmd(*inputs[:2])
+        loss = loss + ops.dip(mean.repeat(1, 4).requires_grad_(), logvar.repeat(1, 4), kind="ii")
+        loss = loss + ops.dip(*inputs[1:], kind="ii")
         return loss.detach(), *torch.autograd.grad(loss, inputs)
 
     before = torch.get_num_threads()
@@ -336,14 +338,62 @@ def test_gradients_of_what_is_not_given_are_empty(backend):
 # DIP-VAE.
 
 
-def test_dip_of_a_known_covariance():
+@every_backend
+def test_dip_of_a_known_covariance(backend):
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     mean = signs @ torch.tensor([[2.0, 0.0], [1.0, 3.0]]) + 5  # covariance [[5, 3], [3, 9]]
     logvar = torch.full((4, 2), math.log(2.0))
-    value = ops.dip(mean, kind="i", lambda_od=1.0, lambda_d=0.1)
-    torch.testing.assert_close(value.item(), 2 * 9 + 0.1 * (16 + 64))
-    value = ops.dip(mean, logvar, kind="ii", lambda_od=1.0, lambda_d=0.1)
-    torch.testing.assert_close(value.item(), 2 * 9 + 0.1 * (36 + 100))
+    with genmod.backend(backend):
+        value = ops.dip(mean, kind="i", lambda_od=1.0, lambda_d=0.1)
+        torch.testing.assert_close(value.item(), 2 * 9 + 0.1 * (16 + 64))
+        value = ops.dip(mean, logvar, kind="ii", lambda_od=1.0, lambda_d=0.1)
+        torch.testing.assert_close(value.item(), 2 * 9 + 0.1 * (36 + 100))
+
+
+@NATIVE
+@pytest.mark.parametrize(("batch", "dims"), [(1100, 40), (130, 200), (65, 33)])
+def test_dip_across_the_cuts_of_the_batch_and_of_the_covariance(batch, dims):
+    inputs = [t.requires_grad_() for t in posteriors(batch, dims, dtype=torch.float32)[1:]]
+    oracle = [t.detach().double().requires_grad_() for t in inputs]
+    value, expected = ops.dip(*inputs, kind="ii"), eager_dip(*oracle, kind="ii")
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    found, expected = torch.autograd.grad(value, inputs), torch.autograd.grad(expected, oracle)
+    for f, e in zip(found, expected):
+        torch.testing.assert_close(f.double(), e, rtol=1e-4, atol=1e-6 * e.abs().max().item())
+
+
+@every_backend
+def test_an_average_far_from_the_spread_costs_dip_no_digits(backend):
+    """The second moment less the squared average, as the paper's code has the covariance, has none left here."""
+    mean = torch.randn(40, 3, dtype=torch.double)
+    # What float32 holds of the shifted means, not of the means.
+    shifted = (mean + 4096).float()
+    expected = ops.dip(shifted.double() - 4096, kind="i")
+    with genmod.backend(backend):
+        torch.testing.assert_close(ops.dip(shifted, kind="i").double(), expected, rtol=1e-5, atol=0)
+    assert (eager_dip(shifted, kind="i").double() / expected - 1).abs() > 0.1
+
+
+@every_backend
+def test_gradients_of_dip_that_nobody_wants_are_empty(backend):
+    mean, moments = torch.randn(5, 3), torch.zeros(4, 3)
+    with genmod.backend(backend):
+        for logvar, wanted, shapes in ((None, 3, [(5, 3), (0,)]), (mean, 2, [(0,), (5, 3)]), (mean, 0, [(0,), (0,)])):
+            found = torch.ops.genmod.dip_backward(torch.ones(()), mean, logvar, moments, 1.0, 1.0, wanted)
+            assert [tuple(g.shape) for g in found] == shapes
+
+
+def test_third_derivatives_of_dip():
+    def derivatives(op):
+        inputs = [t.requires_grad_() for t in posteriors(6, 3)[1:]]
+        loss, found = op(*inputs, kind="ii"), []
+        for _ in range(3):
+            grads = torch.autograd.grad(loss, inputs, create_graph=True)
+            loss = sum(g.square().sum() for g in grads)
+            found += grads
+        return found
+
+    torch.testing.assert_close(derivatives(ops.dip), derivatives(eager_dip))
 
 
 def test_default_factors_of_dip():

@@ -49,6 +49,8 @@ MALFORMED = {
     "gradient in another dtype": lambda: op.mmd_backward(
         ONE.half(), M, M, None, None, 0, 0, "imq", [1.0], True, 3
     ),
+    "moments of another shape": lambda: op.dip_backward(ONE, M, M, M, 1.0, 1.0, 3),
+    "log-variances of another batch": lambda: op.dip(M, M[:2], 1.0, 1.0),
     "a row before the first": lambda: op.mmd(M, M, None, None, -1, 0, "imq", [1.0], True),
     "no groups": lambda: op.group_norm_act(IMAGE, *NORM, 0, 1e-5, "silu", 0.01),
     "groups that do not divide": lambda: op.group_norm_act(IMAGE, *NORM, 3, 1e-5, "silu", 0.01),
