@@ -21,12 +21,11 @@ template <Clamp C, class A> GENMOD_INLINE Bounded<A> bound(A x) {
     return {below > high ? high : below, (x < low || x > high) ? A(0) : A(1)};
   }
   // high - softplus(high - x), then low + softplus(. - low); softplus(t) = max(t, 0) + log(1 + e^-|t|)
-  const A t = high - x, et = exp_of(t > 0 ? -t : t);
-  const A upper = (t > 0 ? x : high) - log_positive(1 + et);
-  const A u = upper - low, eu = exp_of(u > 0 ? -u : u);
-  const A value = (u > 0 ? upper : low) + log_positive(1 + eu);
-  const A slope_high = (t > 0 ? A(1) : et) / (1 + et), slope_low = (u > 0 ? A(1) : eu) / (1 + eu);
-  return {x != x ? x : value, x != x ? x : slope_high * slope_low};
+  const A t = high - x, et = decay(-magnitude(t)).exp;
+  const A upper = (t > 0 ? x : high) - log1p_unit(et);
+  const A u = upper - low, eu = decay(-magnitude(u)).exp;
+  const A value = (u > 0 ? upper : low) + log1p_unit(eu);
+  return {value, (t > 0 ? A(1) : et) * (u > 0 ? A(1) : eu) / ((1 + et) * (1 + eu))};
 }
 
 // expm1(l) - l from h = l / 2: both terms are positive near the prior, so nothing cancels there.
