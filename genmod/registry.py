@@ -92,6 +92,7 @@ class OpSpec:
             rounding, in float32 (float64), of a result's largest element; for ops whose results are long sums.
         any_threads: whether the bits are the same on any number of threads; not for what contains torch's convolutions.
         autocasts: the arguments, by position or name, that autocast casts, as it does a convolution's; usually none.
+        vendor: whether on a GPU the vendor's library computes it, so that no kernel of ours is compiled.
     """
 
     name: str
@@ -115,6 +116,7 @@ class OpSpec:
     any_threads: bool = True
     autocasts: tuple[int | str, ...] = ()
     gpu_workloads: tuple[Workload, ...] = ()
+    vendor: bool = False
 
 
 _SPECS: dict[str, OpSpec] = {}

@@ -320,6 +320,17 @@ def _conv_transpose2d_norm_act(draw: Draw) -> Sample:
     )
 
 
+# Family conv3x3.
+
+
+@_call
+def _conv3x3(draw: Draw) -> Sample:
+    inputs, outputs = (draw.one(1, 2, 3, 16, 32) for _ in range(2))
+    x = draw.tensor(draw.integer(0, 3), inputs, draw.integer(1, 6), draw.one(1, 2, 3, 5, 37))
+    weight = draw.tensor(outputs, inputs, 3, 3, scale=0.3, values="normal")
+    return _sample(x, weight, draw.maybe(draw.tensor(outputs, values="normal")))
+
+
 # Families critic and adversarial.
 
 

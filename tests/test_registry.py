@@ -126,6 +126,9 @@ def test_docs_say_which_ops_have_cuda_kernels(spec):
 @pytest.mark.parametrize("spec", specs().values(), ids=specs())
 def test_every_launcher_is_compiled_ahead_of_time(spec):
     pytest.importorskip("triton")
+    if spec.vendor:
+        assert not hasattr(importlib.import_module(f"genmod.kernels.{spec.family}"), "COMPILE_CASES")
+        return
     families = {backends.family_of(op) for op in spec.dispatcher_ops}
     cases = [c for f in families for c in importlib.import_module(f"genmod.kernels.{f}").COMPILE_CASES]
     assert set(spec.dispatcher_ops) <= {name.split(",")[0] for name in cases}

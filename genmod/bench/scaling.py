@@ -93,6 +93,7 @@ AXES: dict[str, Axes] = {
     "batch_norm_act": _images(_batch_norm),
     "bias_act": _images(_bias_act),
     "critic_leaky_relu": _images(lambda draw, b, c, r: Sample("", (draw(b, c, r, r),))),
+    "conv3x3": _images(_upsample, channels=64),
     "upsample_conv2d": _images(_upsample, channels=64, resolution=16),
     "bernoulli_nll": _images(_loss, channels=3, resolution=64),
     "mse": _images(_loss, channels=3, resolution=64),

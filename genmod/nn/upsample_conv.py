@@ -20,6 +20,17 @@ _COVERED: dict[str, tuple[Any, ...]] = {
 }
 
 
+def check_geometry(kernel_size: Any, stride: Any, padding: Any, dilation: Any, padding_mode: Any, others: str) -> None:
+    """That a convolution is the one which is covered; `others` says what to take otherwise."""
+    given = (kernel_size, stride, padding, dilation, padding_mode)
+    for (name, covered), got in zip(_COVERED.items(), given, strict=True):
+        if got not in covered:
+            raise ValueError(
+                f"{name}: got {got!r}, expected {covered[0]!r}: covered is a 3x3 kernel with stride 1, padding 1, "
+                f"dilation 1 and zeros around; {others}"
+            )
+
+
 class UpsampleConv2d(nn.Conv2d):
     """Doubles an image by nearest neighbour, then convolves it: `nn.Upsample(scale_factor=2)` and `nn.Conv2d` in one.
 
@@ -57,13 +68,8 @@ class UpsampleConv2d(nn.Conv2d):
         activation: Activation = "identity",
         negative_slope: float = 0.01,
     ) -> None:
-        given = (kernel_size, stride, padding, dilation, padding_mode)
-        for (name, covered), got in zip(_COVERED.items(), given, strict=True):
-            if got not in covered:
-                raise ValueError(
-                    f"{name}: got {got!r}, expected {covered[0]!r}: covered is a 3x3 kernel with stride 1, padding 1, "
-                    "dilation 1 and zeros around; for others put nn.Upsample before an nn.Conv2d"
-                )
+        others = "for others put nn.Upsample before an nn.Conv2d"
+        check_geometry(kernel_size, stride, padding, dilation, padding_mode, others)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: got {activation!r}, expected one of {ACTIVATIONS}")
         super().__init__(in_channels, out_channels, 3, 1, 1, 1, groups, bias, device=device, dtype=dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 from genmod import backends, layout
 from genmod.ops import _checks
 from genmod.ops._convolution import Geometry, transposed_by_product
+from genmod.ops._convolution_arguments import autocast, check_bias, check_image
 from genmod.ops._differentiable_convolution import convolve_transposed
 from genmod.ops._library import define, differentiate
 from genmod.ops.norm_act import ACTIVATIONS, Activation, batch_norm_act, bias_act
@@ -64,7 +65,7 @@ def upsample_conv2d(
     """
     _checks.choice("activation", activation, ACTIVATIONS)
     _checks.number("negative_slope", negative_slope)
-    x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = autocast(x, weight, bias)
     _check_upsample(x, weight, bias, groups)
     plain = torch._C._are_functorch_transforms_active()
     convolve = reference.upsample_conv2d if plain else _upsample_conv2d
@@ -131,7 +132,7 @@ def conv_transpose2d_norm_act(
     Sources: Radford, Metz and Chintala, *Unsupervised representation learning with deep convolutional generative
     adversarial networks*, ICLR 2016; Ioffe and Szegedy, *Batch normalization*, ICML 2015.
     """
-    x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = autocast(x, weight, bias)
     strides, paddings, output_paddings = _check_transposed(x, weight, bias, stride, padding, output_padding, groups)
     with without_autocast(x):
         image = conv_transpose2d(x, weight, bias, strides, paddings, output_paddings, groups)
@@ -213,37 +214,8 @@ def _activate_(y: Tensor, activation: str, negative_slope: float) -> Tensor:
 # Arguments.
 
 
-def _autocast(*tensors: Any) -> list[Any]:
-    """The tensors as autocast would give them to a convolution."""
-    first = tensors[0]
-    if not isinstance(first, Tensor) or first.device.type == "meta" or not torch.is_autocast_enabled(first.device.type):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(first.device.type)
-
-    def cast(value: Any) -> Any:
-        eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(dtype) if eligible else value
-
-    return [cast(t) for t in tensors]
-
-
-def _check_image(x: Any) -> None:
-    _checks.tensor("x", x)
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [N, C, H, W] with at least one channel and pixel")
-
-
-def _check_bias(bias: Any, x: Tensor, outputs: int) -> None:
-    if bias is None:
-        return
-    _checks.tensor("bias", bias)
-    if bias.shape != (outputs,):
-        raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected ({outputs},), the output channels")
-    _checks.same_kind("bias", bias, "x", x)
-
-
 def _check_upsample(x: Any, weight: Any, bias: Any, groups: Any) -> None:
-    _check_image(x)
+    check_image(x)
     channels = x.shape[1]
     _checks.divisor("groups", groups, f"the {channels} channels of x", channels)
     _checks.tensor("weight", weight)
@@ -255,7 +227,7 @@ def _check_upsample(x: Any, weight: Any, bias: Any, groups: Any) -> None:
     outputs = weight.shape[0]
     _checks.same_kind("weight", weight, "x", x)
     _checks.divisor("groups", groups, f"the {outputs} output channels of weight", outputs)
-    _check_bias(bias, x, outputs)
+    check_bias(bias, x, outputs)
     _checks.fits("x", x, (x.shape[0], outputs, 2 * x.shape[2], 2 * x.shape[3]))
 
 
@@ -274,7 +246,7 @@ def _check_transposed(
     x: Any, weight: Any, bias: Any, stride: Any, padding: Any, output_padding: Any, groups: Any
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Check a transposed convolution; returns stride, padding and output padding as pairs."""
-    _check_image(x)
+    check_image(x)
     channels = x.shape[1]
     _checks.divisor("groups", groups, f"the {channels} channels of x", channels)
     _checks.tensor("weight", weight)
@@ -282,7 +254,7 @@ def _check_transposed(
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected [{channels}, Cout / {groups}, kH, kW]")
     _checks.same_kind("weight", weight, "x", x)
     outputs = weight.shape[1] * groups
-    _check_bias(bias, x, outputs)
+    check_bias(bias, x, outputs)
     stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
     output_padding = _pair("output_padding", output_padding, 0)
     if output_padding[0] >= stride[0] or output_padding[1] >= stride[1]:

@@ -7,6 +7,7 @@ from genmod.registry import specs
 from genmod.specs import (
     adversarial,
     aggregate,
+    conv3x3,
     critic,
     gaussian,
     logistic_mixture,
@@ -18,6 +19,7 @@ from genmod.specs import (
 __all__ = [
     "adversarial",
     "aggregate",
+    "conv3x3",
     "critic",
     "gaussian",
     "logistic_mixture",

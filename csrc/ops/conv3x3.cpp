@@ -1,0 +1,146 @@
+// Tensors in, raw pointers to the kernels, tensors out: 3x3 convolutions on the CPU. Schemas, fakes and autograd are in
+// genmod/ops/conv3x3.py; arguments were checked there too.
+#include "cpu/conv3x3.h"
+
+#include "tensors.h"
+
+#include <algorithm>
+#include <memory>
+
+namespace genmod {
+namespace {
+
+const Conv3x3Kernels& kernels() { return GENMOD_SELECT(conv3x3_kernels); }
+
+template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t items, double work_of_item) {
+  const int64_t grain = std::max<int64_t>(1, (int64_t)(200000 / std::max(work_of_item, 1.0)));
+  if (items <= grain) return kernel(p, 0, items);
+  torch::stable::parallel_for(0, items, grain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
+}
+
+// The image convolved with the weight, or `transposed`: what a convolution with that weight has as its input's gradient.
+Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool transposed) {
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && x.size(1) == weight.size(transposed ? 0 : 1),
+                  "genmod: expected x [N, C, H, W] and a weight [Cout, C, 3, 3], or [C, Cout, 3, 3] of a transposed convolution");
+  const Dtype dtype = dtype_of(x);
+  STD_TORCH_CHECK(dtype_of(weight) == dtype && (!bias || dtype_of(*bias) == dtype), "genmod: x, weight and bias must have one dtype");
+  Conv3x3 p{};
+  p.wide = dtype == Dtype::f64;
+  p.batch = x.size(0);
+  p.inputs = x.size(1);
+  p.outputs = weight.size(transposed ? 1 : 0);
+  p.height = x.size(2);
+  p.width = x.size(3);
+  STD_TORCH_CHECK(!bias || has_sizes(*bias, {p.outputs}), "genmod: bias must have as many elements as there are output channels");
+  const ScalarType type = accumulate_type(dtype);
+  const MemoryFormat format = format_of(View(x));
+  p.by_pixel = format != MemoryFormat::Contiguous && p.inputs % kPixelVector == 0 && p.outputs % kPixelVector == 0;
+  const MemoryFormat inside = p.by_pixel ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  const Tensor image = densified(torch::stable::to(x, type), inside), taps = torch::stable::to(weight, type);
+  std::optional<Tensor> shift;
+  if (bias) shift = torch::stable::contiguous(torch::stable::to(*bias, type));
+  Tensor y = empty({p.batch, p.outputs, p.height, p.width}, x, type, inside);
+  if (y.numel()) {
+    const int64_t panels = kernels().panels(p), width = kernels().panel_width(p);
+    Tensor transformed = empty({kFrequencies, panels, p.inputs, width}, x, type);
+    const Conv3x3Weight w{p.wide, p.by_pixel, transposed, p.inputs, p.outputs, taps.const_data_ptr(), taps.stride(transposed ? 1 : 0),
+                          taps.stride(transposed ? 0 : 1), taps.stride(2), taps.stride(3), transformed.mutable_data_ptr()};
+    run(kernels().weight, w, panels, (double)(p.inputs * width * 100));
+    p.image = image.const_data_ptr();
+    p.weight = transformed.const_data_ptr();
+    p.bias = shift ? shift->const_data_ptr() : nullptr;
+    p.result = y.mutable_data_ptr();
+    run(kernels().convolve, p, p.blocks(), (double)(p.block() * p.inputs) * (double)p.outputs);
+  }
+  return torch::stable::to(inside == format ? y : torch::stable::contiguous(y, format), x.scalar_type());
+}
+
+// A tensor as the weight's gradient takes it: itself, where it lies pixel by pixel in whole vectors, or a copy.
+Tensor by_pixel(const Tensor& t, bool wide) {
+  if (t.size(1) % kPixelVector == 0 && format_of(View(t)) == MemoryFormat::ChannelsLast) return densified(t, MemoryFormat::ChannelsLast);
+  const int64_t batch = t.size(0), height = t.size(2), width = t.size(3);
+  Tensor out = empty({batch, height, width, padded_channels(t.size(1))}, t, t.scalar_type());
+  const PixelCopy p{wide, t.size(1), height, width, t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3), out.mutable_data_ptr()};
+  run(kernels().to_pixels, p, batch * height, (double)(width * t.size(1) * 4));
+  return out;
+}
+
+// Sums over all tiles, of each frequency. Where the weight is small, parts of the tiles have sums of their own, and a part
+// is one thread's: what it transforms stays in its cache. Else a part is all of them, and threads share its products.
+constexpr int64_t kParts = 8;
+constexpr int64_t kSmall = 512 << 10;                    // bytes of a part's sums
+constexpr int64_t kNear = 192 << 10, kFar = 2 << 20;     // elements of transformed tiles at a time, of one thread or of all
+
+struct Sums {
+  int64_t tiles, parts, of_tile, of_part, item;
+
+  explicit Sums(const Conv3x3Gradient& p)
+      : tiles(p.batch * p.tile_rows() * p.tile_columns()), of_tile(kFrequencies * (p.image_pitch() + p.grad_pitch())), of_part(kFrequencies * p.image_pitch() * p.grad_pitch()), item(p.wide ? 8 : 4) {
+    parts = of_part * item > kSmall ? 1 : std::max<int64_t>(1, std::min(kParts, tiles / (2 * most(kNear))));
+  }
+  int64_t most(int64_t elements) const { return std::min(tiles, std::max<int64_t>(64, elements / of_tile)); }
+  int64_t scratch() const { return most(parts > 1 ? kNear : kFar) * of_tile * item; }
+
+  // Adds up the tiles of a part, in stretches: those that `share` is called for may run on any thread.
+  template <class Share> void add(Conv3x3Gradient p, int64_t part, char* scratch, void* products, const Share& share) const {
+    const int64_t stretch = most(parts > 1 ? kNear : kFar), last = tiles * (part + 1) / parts;
+    p.first = tiles * part / parts;
+    p.of_image = scratch;
+    p.of_grad = scratch + stretch * kFrequencies * p.image_pitch() * item;
+    p.products = (char*)products + part * of_part * item;
+    for (p.begin = p.first; p.begin < last; p.begin += stretch) {
+      p.count = std::min(stretch, last - p.begin);
+      share(kernels().transform, p, p.count, (double)(3 * of_tile));
+      share(kernels().accumulate, p, kernels().bands(p), (double)(p.count * p.inputs));
+    }
+  }
+};
+
+Tensor conv3x3_weight_gradient(const Tensor& grad, const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4 && grad.dim() == 4 && x.size(0) == grad.size(0) && x.size(2) == grad.size(2) && x.size(3) == grad.size(3),
+                  "genmod: expected images [N, C, H, W] of one batch and size");
+  const Dtype dtype = dtype_of(x);
+  STD_TORCH_CHECK(dtype_of(grad) == dtype, "genmod: both images must have one dtype");
+  const ScalarType type = accumulate_type(dtype);
+  Tensor result = empty({grad.size(1), x.size(1), 3, 3}, x, type);
+  const bool wide = dtype == Dtype::f64;
+  if (!x.numel() || !grad.numel()) {
+    torch::stable::zero_(result);
+    return torch::stable::to(result, x.scalar_type());
+  }
+  const Tensor image = by_pixel(torch::stable::to(x, type), wide), gradient = by_pixel(torch::stable::to(grad, type), wide);
+  Conv3x3Gradient p{};
+  p.wide = wide;
+  p.batch = x.size(0);
+  p.inputs = padded_channels(x.size(1));
+  p.outputs = padded_channels(grad.size(1));
+  p.height = x.size(2);
+  p.width = x.size(3);
+  p.image = image.const_data_ptr();
+  p.grad = gradient.const_data_ptr();
+  const Sums sums(p);
+  Tensor products = empty({sums.parts, sums.of_part}, x, type);
+  void* total = products.mutable_data_ptr();
+  using Kernel = void (*)(const Conv3x3Gradient&, int64_t, int64_t);
+  if (sums.parts == 1) {
+    const std::unique_ptr<char[]> scratch(new char[(size_t)sums.scratch()]);
+    sums.add(p, 0, scratch.get(), total, [](Kernel kernel, const Conv3x3Gradient& q, int64_t items, double work) { run(kernel, q, items, work); });
+  } else {
+    torch::stable::parallel_for(0, sums.parts, 1, [&](int64_t first, int64_t last) {
+      const std::unique_ptr<char[]> scratch(new char[(size_t)sums.scratch()]);
+      for (int64_t part = first; part < last; part++)
+        sums.add(p, part, scratch.get(), total, [](Kernel kernel, const Conv3x3Gradient& q, int64_t items, double) { kernel(q, 0, items); });
+    });
+  }
+  const Conv3x3WeightResult w{wide, x.size(1), grad.size(1), sums.parts, total, p.image_pitch(), p.grad_pitch() * p.image_pitch(), sums.of_part, result.mutable_data_ptr()};
+  run(kernels().weight_result, w, grad.size(1), (double)(x.size(1) * 40));
+  return torch::stable::to(result, x.scalar_type());
+}
+
+}  // namespace
+}  // namespace genmod
+
+STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
+  m.impl("conv3x3", GENMOD_BOX(&genmod::conv3x3));
+  m.impl("conv3x3_weight_gradient", GENMOD_BOX(&genmod::conv3x3_weight_gradient));
+}
