@@ -18,7 +18,7 @@ constexpr int kRows = 6;
 #endif
 constexpr int kVectors = 2;
 template <class A> constexpr int kWide = kVectors * kLanes<A>;
-static_assert(12 % kRows == 0 && 32 % kWide<float> == 0 && kPlaneTiles % kWide<float> == 0 && kPixelTiles % kRows == 0 && kPixelVector % kLanes<float> == 0, "blocks are whole register tiles");
+static_assert(12 % kRows == 0 && 32 % kWide<float> == 0 && kPlaneTiles % kWide<float> == 0 && kMostTiles % kPlaneTiles == 0 && kPixelTiles % kRows == 0 && kPixelVector % kLanes<float> == 0, "blocks are whole register tiles");
 
 // Memory that is written before it is read, aligned to whole vectors.
 template <class A> class Workspace {
@@ -70,41 +70,92 @@ static int64_t panels_of(bool wide, bool by_pixel, int64_t outputs) {
 static int64_t panel_width(const Conv3x3& p) { return width_of_panel(p.wide, p.by_pixel); }
 static int64_t panels(const Conv3x3& p) { return panels_of(p.wide, p.by_pixel, p.outputs); }
 
-// A vector of outputs of one input at a time; outputs that there are not are zero.
+// Transposes a square of as many vectors as each has lanes: halves, quarters, ... change places.
+template <class A, int WIDTH> static inline void exchange(Vector<A>* rows) {
+  constexpr int L = kLanes<A>;
+  using Lane = std::conditional_t<sizeof(A) == 4, VectorI, VectorL>;
+  Lane low{}, high{};
+  for (int l = 0; l < L; l++) {
+    low[l] = l & WIDTH ? l - WIDTH + L : l;
+    high[l] = l & WIDTH ? l + L : l + WIDTH;
+  }
+  for (int i = 0; i < L; i++) {
+    if (i & WIDTH) continue;
+    const Vector<A> a = rows[i], b = rows[i + WIDTH];
+    rows[i] = __builtin_shuffle(a, b, low);
+    rows[i + WIDTH] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (WIDTH > 1) exchange<A, WIDTH / 2>(rows);
+}
+
+// The nine taps of as many inputs and outputs as a vector has lanes, which are the outputs.
+template <class A> struct Taps {
+  alignas(64) A of[9][kLanes<A>][kLanes<A>];
+
+  // Of `outputs` outputs and `inputs` inputs from `w` on; outputs that there are not are zero.
+  void gather(const Conv3x3Weight& p, const A* w, int64_t outputs, int64_t inputs) {
+    constexpr int L = kLanes<A>;
+    const bool whole = outputs == L && inputs == L;
+    if (whole && p.of_output == 1) {
+      for (int t = 0; t < 9; t++)
+        for (int i = 0; i < L; i++) store_lanes<A>(of[place(p, t)][i], load_lanes<A>(w + offset(p, t) + i * p.of_input));
+    } else if (whole && (p.of_input == 1 || (p.of_input == 9 && p.of_row == 3 && p.of_column == 1))) {
+      // Neighbours in memory are inputs of one tap, or the taps of one input after those of another.
+      for (int block = 0; block < 9; block++) {
+        Vector<A> rows[L];
+        for (int o = 0; o < L; o++) rows[o] = load_lanes<A>(w + o * p.of_output + (p.of_input == 1 ? offset(p, block) : block * L));
+        exchange<A, L / 2>(rows);
+        for (int l = 0; l < L; l++) {
+          const int element = block * L + l;
+          A* to = p.of_input == 1 ? of[place(p, block)][l] : of[place(p, element % 9)][element / 9];
+          store_lanes<A>(to, rows[l]);
+        }
+      }
+    } else {
+      for (int t = 0; t < 9; t++)
+        for (int64_t i = 0; i < inputs; i++)
+          for (int o = 0; o < L; o++) of[place(p, t)][i][o] = o < outputs ? w[o * p.of_output + i * p.of_input + offset(p, t)] : A(0);
+    }
+  }
+
+ private:
+  static int64_t offset(const Conv3x3Weight& p, int tap) { return tap / 3 * p.of_row + tap % 3 * p.of_column; }
+  static int place(const Conv3x3Weight& p, int tap) { return p.flipped ? 8 - tap : tap; }
+};
+
+// Vectors of outputs, of one input after another.
 template <class A> static void weight_panels(const Conv3x3Weight& p, int64_t first, int64_t last) {
   using V = Vector<A>;
   constexpr int L = kLanes<A>;
   const int64_t width = width_of_panel(p.wide, p.by_pixel), count = panels_of(p.wide, p.by_pixel, p.outputs);
-  int64_t offsets[9];
-  for (int t = 0; t < 9; t++) {
-    const int tap = p.flipped ? 8 - t : t;
-    offsets[t] = tap / 3 * p.of_row + tap % 3 * p.of_column;
-  }
+  Taps<A> taps;
   for (int64_t panel = first; panel < last; panel++)
-    for (int64_t i = 0; i < p.inputs; i++)
-      for (int64_t begin = 0; begin < width; begin += L) {
-        const int64_t wide = width - begin < L ? width - begin : L, left = p.outputs - panel * width - begin, here = left < wide ? left : wide;
-        alignas(64) A taps[9][L] = {};
-        for (int64_t o = 0; o < here; o++) {
-          const A* w = (const A*)p.weight + (panel * width + begin + o) * p.of_output + i * p.of_input;
-          for (int t = 0; t < 9; t++) taps[t][o] = w[offsets[t]];
-        }
-        V rows[4][3];
-        for (int b = 0; b < 3; b++) {
-          const V top = load_lanes<A>(taps[b]), middle = load_lanes<A>(taps[3 + b]), bottom = load_lanes<A>(taps[6 + b]);
-          const V ends = A(0.5) * (top + bottom), half = A(0.5) * middle;
-          rows[0][b] = top;
-          rows[1][b] = ends + half;
-          rows[2][b] = ends - half;
-          rows[3][b] = bottom;
-        }
-        for (int a = 0; a < 4; a++) {
-          const V ends = A(0.5) * (rows[a][0] + rows[a][2]), half = A(0.5) * rows[a][1];
-          const V results[4] = {rows[a][0], ends + half, ends - half, rows[a][2]};
-          for (int b = 0; b < 4; b++) {
-            A* out = (A*)p.transformed + (((4 * a + b) * count + panel) * p.inputs + i) * width + begin;
-            if (wide == L) store_lanes<A>(out, results[b]);
-            else for (int64_t o = 0; o < wide; o++) out[o] = results[b][o];
+    for (int64_t begin = 0; begin < width; begin += L)
+      for (int64_t i0 = 0; i0 < p.inputs; i0 += L) {
+        const int64_t wide = width - begin < L ? width - begin : L, output = panel * width + begin;
+        const int64_t outputs = p.outputs - output < wide ? p.outputs - output : wide, inputs = p.inputs - i0 < L ? p.inputs - i0 : L;
+        taps.gather(p, (const A*)p.weight + output * p.of_output + i0 * p.of_input, outputs > 0 ? outputs : 0, inputs);
+        for (int64_t i = 0; i < inputs; i++) {
+          V rows[4][3];
+          for (int b = 0; b < 3; b++) {
+            const V top = load_lanes<A>(taps.of[b][i]), middle = load_lanes<A>(taps.of[3 + b][i]), bottom = load_lanes<A>(taps.of[6 + b][i]);
+            const V ends = A(0.5) * (top + bottom), half = A(0.5) * middle;
+            rows[0][b] = top;
+            rows[1][b] = p.doubled ? top + middle + bottom : ends + half;  // the factor of two is the patch's
+            rows[2][b] = ends - half;
+            rows[3][b] = bottom;
+          }
+          int64_t frequency = 0;
+          for (int a = 0; a < 4; a++) {
+            const V ends = A(0.5) * (rows[a][0] + rows[a][2]), half = A(0.5) * rows[a][1];
+            const V sum = p.doubled ? rows[a][0] + rows[a][1] + rows[a][2] : ends + half;
+            const V results[4] = {rows[a][0], sum, ends - half, rows[a][2]};
+            for (int b = 0; b < 4; b++) {
+              if (p.doubled && (a == 2 || b == 2)) continue;
+              A* out = (A*)p.transformed + ((frequency++ * count + panel) * p.inputs + i0 + i) * width + begin;
+              if (wide == L) store_lanes<A>(out, results[b]);
+              else for (int64_t o = 0; o < wide; o++) out[o] = results[b][o];
+            }
           }
         }
       }
@@ -131,22 +182,54 @@ template <class A> struct Patch {
   }
 };
 
+// The same of a doubled image, from three pixels of each of three rows.
+template <class A> struct DoubledPatch {
+  using V = Vector<A>;
+  V rows[3][3];
+  void row(int a, V before, V middle, V after) {
+    rows[a][0] = before - middle;
+    rows[a][1] = middle;
+    rows[a][2] = middle - after;
+  }
+  void store(A* out, int64_t frequency) const {
+    for (int b = 0; b < 3; b++) {
+      store_lanes<A>(out + b * frequency, rows[0][b] - rows[1][b]);
+      store_lanes<A>(out + (3 + b) * frequency, rows[1][b]);
+      store_lanes<A>(out + (6 + b) * frequency, rows[1][b] - rows[2][b]);
+    }
+  }
+};
+
 // --- Results: A' m A, 2x2 of them.
 
-template <class A> struct Result {
+template <class A, bool DOUBLED> struct Result {
   using V = Vector<A>;
   V pixels[2][2];
   Result(const A* in, int64_t frequency, V bias) {
-    V rows[4][2];
-    for (int a = 0; a < 4; a++) {
-      const A* m = in + 4 * a * frequency;
-      const V m0 = load_lanes<A>(m), m1 = load_lanes<A>(m + frequency), m2 = load_lanes<A>(m + 2 * frequency), m3 = load_lanes<A>(m + 3 * frequency);
-      rows[a][0] = m0 + m1 + m2;
-      rows[a][1] = m1 - m2 - m3;
+    constexpr int N = DOUBLED ? 3 : 4;
+    V rows[N][2];
+    for (int a = 0; a < N; a++) {
+      V m[N];
+      for (int b = 0; b < N; b++) m[b] = load_lanes<A>(in + (N * a + b) * frequency);
+      sum(m, rows[a][0], rows[a][1]);
     }
     for (int b = 0; b < 2; b++) {
-      pixels[0][b] = rows[0][b] + rows[1][b] + rows[2][b] + bias;
-      pixels[1][b] = rows[1][b] - rows[2][b] - rows[3][b] + bias;
+      V column[N];
+      for (int a = 0; a < N; a++) column[a] = rows[a][b];
+      sum(column, pixels[0][b], pixels[1][b]);
+      pixels[0][b] += bias;
+      pixels[1][b] += bias;
+    }
+  }
+
+ private:
+  static void sum(const V* m, V& first, V& second) {
+    if constexpr (DOUBLED) {
+      first = m[0] + m[1];
+      second = m[1] - m[2];
+    } else {
+      first = m[0] + m[1] + m[2];
+      second = m[1] - m[2] - m[3];
     }
   }
 };
@@ -184,13 +267,41 @@ template <class A> static void split(const A* __restrict line, int64_t width, in
   }
 }
 
-template <class A> static void plane_patches(const Conv3x3& p, int64_t tile, int64_t count, A* patches, int64_t frequency) {
+// Three neighbours of each pixel: padded[i] = line[column + i - 1], zero outside.
+template <class A> static void pad(const A* __restrict line, int64_t width, int64_t column, int64_t length, A* __restrict padded) {
+  for (int64_t i = 0; i < length + 2; i++) padded[i] = 0;
+  if (!line) return;
+  const int64_t first = column ? 0 : 1, last = column + length < width ? length + 2 : length + 1;
+  for (int64_t i = first; i < last; i++) padded[i] = line[column + i - 1];
+}
+
+template <class A> static void doubled_plane_patches(const Conv3x3& p, int64_t tile, int64_t count, A* patches, int64_t frequency) {
   constexpr int L = kLanes<A>;
-  A even[4][kPlaneTiles + 2 * L] = {}, odd[4][kPlaneTiles + 2 * L] = {};
+  A padded[3][kMostTiles + 2 * L] = {};
   for (int64_t c = 0; c < p.inputs; c++)
     for (int64_t at = 0; at < count;) {
       const Run run(p, tile + at, count - at);
-      const A* plane = (const A*)p.image + (run.image * p.inputs + c) * p.height * p.width;
+      const A* plane = (const A*)p.image + (run.image * p.image_channels + c) * p.height * p.width;
+      for (int a = 0; a < 3; a++) {
+        const int64_t y = run.row - 1 + a;
+        pad(y < 0 || y >= p.height ? nullptr : plane + y * p.width, p.width, run.column, run.length, padded[a]);
+      }
+      for (int64_t i = 0; i < run.length; i += L) {
+        DoubledPatch<A> patch;
+        for (int a = 0; a < 3; a++) patch.row(a, load_lanes<A>(padded[a] + i), load_lanes<A>(padded[a] + i + 1), load_lanes<A>(padded[a] + i + 2));
+        patch.store(patches + c * p.block + at + i, frequency);
+      }
+      at += run.length;
+    }
+}
+
+template <class A> static void plane_patches(const Conv3x3& p, int64_t tile, int64_t count, A* patches, int64_t frequency) {
+  constexpr int L = kLanes<A>;
+  A even[4][kMostTiles + 2 * L] = {}, odd[4][kMostTiles + 2 * L] = {};
+  for (int64_t c = 0; c < p.inputs; c++)
+    for (int64_t at = 0; at < count;) {
+      const Run run(p, tile + at, count - at);
+      const A* plane = (const A*)p.image + (run.image * p.image_channels + c) * p.height * p.width;
       for (int a = 0; a < 4; a++) {
         const int64_t y = 2 * run.row - 1 + a;
         split(y < 0 || y >= p.height ? nullptr : plane + y * p.width, p.width, run.column, run.length, even[a], odd[a]);
@@ -200,27 +311,27 @@ template <class A> static void plane_patches(const Conv3x3& p, int64_t tile, int
         Patch<A> patch;
         for (int a = 0; a < 4; a++)
           patch.row(a, load_lanes<A>(odd[a] + i), load_lanes<A>(even[a] + i), load_lanes<A>(odd[a] + i + 1), load_lanes<A>(even[a] + i + 1));
-        patch.store(patches + c * kPlaneTiles + at + i, frequency);
+        patch.store(patches + c * p.block + at + i, frequency);
       }
       at += run.length;
     }
 }
 
-template <class A> static void plane_results(const Conv3x3& p, int64_t tile, int64_t count, const A* products, int64_t frequency) {
+template <class A, bool DOUBLED> static void plane_results(const Conv3x3& p, int64_t tile, int64_t count, const A* products, int64_t frequency) {
   constexpr int L = kLanes<A>;
-  A pixels[2][2][kPlaneTiles];
+  A pixels[2][2][kMostTiles];
   for (int64_t o = 0; o < p.outputs; o++) {
     const Vector<A> bias = all<A>(p.bias ? ((const A*)p.bias)[o] : A(0));
     for (int64_t i = 0; i < count; i += L) {
-      const Result<A> result(products + o * kPlaneTiles + i, frequency, bias);
+      const Result<A, DOUBLED> result(products + o * p.block + i, frequency, bias);
       for (int a = 0; a < 2; a++)
         for (int b = 0; b < 2; b++) store_lanes<A>(pixels[a][b] + i, result.pixels[a][b]);
     }
     for (int64_t at = 0; at < count;) {
       const Run run(p, tile + at, count - at);
-      const int64_t whole = (p.width - 2 * run.column) / 2, inside = whole < run.length ? whole : run.length;
-      for (int64_t a = 0; a < 2 && 2 * run.row + a < p.height; a++) {
-        A* __restrict line = (A*)p.result + ((run.image * p.outputs + o) * p.height + 2 * run.row + a) * p.width + 2 * run.column;
+      const int64_t height = p.result_height(), width = p.result_width(), whole = (width - 2 * run.column) / 2, inside = whole < run.length ? whole : run.length;
+      for (int64_t a = 0; a < 2 && 2 * run.row + a < height; a++) {
+        A* __restrict line = (A*)p.result + ((run.image * p.result_channels + o) * height + 2 * run.row + a) * width + 2 * run.column;
         const A *__restrict even = pixels[a][0] + at, *__restrict odd = pixels[a][1] + at;
         for (int64_t i = 0; i < inside; i++) {
           line[2 * i] = even[i];
@@ -233,20 +344,22 @@ template <class A> static void plane_results(const Conv3x3& p, int64_t tile, int
   }
 }
 
-template <class A> static void convolve_planes(const Conv3x3& p, int64_t first, int64_t last) {
+template <class A, bool DOUBLED> static void convolve_planes(const Conv3x3& p, int64_t first, int64_t last) {
   constexpr int L = kLanes<A>;
   // Sixteen streams a power of two apart would compete for a few lines of level-1 cache: one line more than that.
-  const int64_t count_of_panels = panels(p), of_patches = p.inputs * kPlaneTiles + 16, of_products = count_of_panels * kRows * kPlaneTiles + 16;
-  Workspace<A> patches(kFrequencies * of_patches + L), products(kFrequencies * of_products);
+  const int64_t count_of_panels = panels(p), of_patches = p.inputs * p.block + 16, of_products = count_of_panels * kRows * p.block + 16;
+  const int64_t frequencies = frequencies_of(DOUBLED);
+  Workspace<A> patches(frequencies * of_patches + L), products(frequencies * of_products);
   for (int64_t block = first; block < last; block++) {
-    const int64_t tile = block * kPlaneTiles, count = p.tiles() - tile < kPlaneTiles ? p.tiles() - tile : kPlaneTiles;
-    plane_patches<A>(p, tile, count, patches.data(), of_patches);
-    for (int64_t f = 0; f < kFrequencies; f++)
+    const int64_t tile = block * p.block, count = p.tiles() - tile < p.block ? p.tiles() - tile : p.block;
+    if constexpr (DOUBLED) doubled_plane_patches<A>(p, tile, count, patches.data(), of_patches);
+    else plane_patches<A>(p, tile, count, patches.data(), of_patches);
+    for (int64_t f = 0; f < frequencies; f++)
       for (int64_t panel = 0; panel < count_of_panels; panel++)
         for (int64_t t = 0; t < count; t += kWide<A>)
-          multiply<false>((const A*)p.weight + (f * count_of_panels + panel) * p.inputs * kRows, kRows, patches.data() + f * of_patches + t, kPlaneTiles, p.inputs,
-                         products.data() + f * of_products + panel * kRows * kPlaneTiles + t, kPlaneTiles);
-    plane_results<A>(p, tile, count, products.data(), of_products);
+          multiply<false>((const A*)p.weight + (f * count_of_panels + panel) * p.inputs * kRows, kRows, patches.data() + f * of_patches + t, p.block, p.inputs,
+                         products.data() + f * of_products + panel * kRows * p.block + t, p.block);
+    plane_results<A, DOUBLED>(p, tile, count, products.data(), of_products);
   }
 }
 
@@ -273,57 +386,61 @@ static void pixel_patches(const Problem& p, const A* image, int64_t channels, in
   }
 }
 
-template <class A> static void pixel_results(const Conv3x3& p, int64_t tile, int64_t count, const A* products, int64_t frequency, int64_t pitch) {
+template <class A, bool DOUBLED> static void pixel_results(const Conv3x3& p, int64_t tile, int64_t count, const A* products, int64_t frequency, int64_t pitch) {
   constexpr int L = kLanes<A>;
+  const int64_t height = p.result_height(), width = p.result_width();
   for (int64_t t = 0; t < count; t++) {
     const Run run(p, tile + t, 1);
-    const int64_t rows = p.height - 2 * run.row < 2 ? 1 : 2, columns = p.width - 2 * run.column < 2 ? 1 : 2;
-    A* place = (A*)p.result + ((run.image * p.height + 2 * run.row) * p.width + 2 * run.column) * p.outputs;
+    const int64_t rows = height - 2 * run.row < 2 ? 1 : 2, columns = width - 2 * run.column < 2 ? 1 : 2;
+    A* place = (A*)p.result + ((run.image * height + 2 * run.row) * width + 2 * run.column) * p.result_channels;
     for (int64_t o = 0; o < p.outputs; o += L) {
-      const Result<A> result(products + t * pitch + o, frequency, p.bias ? load_lanes<A>((const A*)p.bias + o) : Vector<A>{});
+      const Result<A, DOUBLED> result(products + t * pitch + o, frequency, p.bias ? load_lanes<A>((const A*)p.bias + o) : Vector<A>{});
       for (int64_t a = 0; a < rows; a++)
-        for (int64_t b = 0; b < columns; b++) store_lanes<A>(place + (a * p.width + b) * p.outputs + o, result.pixels[a][b]);
+        for (int64_t b = 0; b < columns; b++) store_lanes<A>(place + (a * width + b) * p.result_channels + o, result.pixels[a][b]);
     }
   }
 }
 
-template <class A> static void convolve_pixels(const Conv3x3& p, int64_t first, int64_t last) {
+template <class A>
+static void doubled_pixel_patches(const Conv3x3& p, int64_t tile, int64_t count, const A* zeros, A* patches, int64_t frequency) {
+  for (int64_t t = 0; t < count; t++) {
+    const Run run(p, tile + t, 1);
+    const A* pixels[3][3];
+    for (int a = 0; a < 3; a++)
+      for (int b = 0; b < 3; b++) {
+        const int64_t y = run.row - 1 + a, x = run.column - 1 + b;
+        const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
+        pixels[a][b] = inside ? (const A*)p.image + ((run.image * p.height + y) * p.width + x) * p.image_channels : zeros;
+      }
+    for (int64_t c = 0; c < p.inputs; c += kLanes<A>) {
+      DoubledPatch<A> patch;
+      for (int a = 0; a < 3; a++) patch.row(a, load_lanes<A>(pixels[a][0] + c), load_lanes<A>(pixels[a][1] + c), load_lanes<A>(pixels[a][2] + c));
+      patch.store(patches + t * p.inputs + c, frequency);
+    }
+  }
+}
+
+template <class A, bool DOUBLED> static void convolve_pixels(const Conv3x3& p, int64_t first, int64_t last) {
   const int64_t count_of_panels = panels(p), pitch = count_of_panels * kWide<A>;
-  const int64_t of_patches = kPixelTiles * p.inputs + 16, of_products = kPixelTiles * pitch + 16;
-  Workspace<A> patches(kFrequencies * of_patches), products(kFrequencies * of_products), zeros(p.inputs);
+  const int64_t of_patches = p.block * p.inputs + 16, of_products = p.block * pitch + 16;
+  const int64_t frequencies = frequencies_of(DOUBLED);
+  Workspace<A> patches(frequencies * of_patches), products(frequencies * of_products), zeros(p.inputs);
   for (int64_t c = 0; c < p.inputs; c++) zeros.data()[c] = 0;
-  for (int64_t i = 0; i < kFrequencies * of_patches; i++) patches.data()[i] = 0;  // rows of a register tile that are no tiles
+  for (int64_t i = 0; i < frequencies * of_patches; i++) patches.data()[i] = 0;  // rows of a register tile that are no tiles
   for (int64_t block = first; block < last; block++) {
-    const int64_t tile = block * kPixelTiles, count = p.tiles() - tile < kPixelTiles ? p.tiles() - tile : kPixelTiles;
-    pixel_patches<A>(p, (const A*)p.image, p.inputs, tile, count, zeros.data(), patches.data(), of_patches, p.inputs);
-    for (int64_t f = 0; f < kFrequencies; f++)
+    const int64_t tile = block * p.block, count = p.tiles() - tile < p.block ? p.tiles() - tile : p.block;
+    if constexpr (DOUBLED) doubled_pixel_patches<A>(p, tile, count, zeros.data(), patches.data(), of_patches);
+    else pixel_patches<A>(p, (const A*)p.image, p.inputs, tile, count, zeros.data(), patches.data(), of_patches, p.inputs);
+    for (int64_t f = 0; f < frequencies; f++)
       for (int64_t panel = 0; panel < count_of_panels; panel++)
         for (int64_t t = 0; t < count; t += kRows)
           multiply<true>(patches.data() + f * of_patches + t * p.inputs, p.inputs, (const A*)p.weight + (f * count_of_panels + panel) * p.inputs * kWide<A>, kWide<A>, p.inputs,
                           products.data() + f * of_products + t * pitch + panel * kWide<A>, pitch);
-    pixel_results<A>(p, tile, count, products.data(), of_products, pitch);
+    pixel_results<A, DOUBLED>(p, tile, count, products.data(), of_products, pitch);
   }
 }
 
 // --- The weight's gradient.
-
-// Transposes a square of as many vectors as each has lanes: halves, quarters, ... change places.
-template <class A, int WIDTH> static inline void exchange(Vector<A>* rows) {
-  constexpr int L = kLanes<A>;
-  using Lane = std::conditional_t<sizeof(A) == 4, VectorI, VectorL>;
-  Lane low{}, high{};
-  for (int l = 0; l < L; l++) {
-    low[l] = l & WIDTH ? l - WIDTH + L : l;
-    high[l] = l & WIDTH ? l + L : l + WIDTH;
-  }
-  for (int i = 0; i < L; i++) {
-    if (i & WIDTH) continue;
-    const Vector<A> a = rows[i], b = rows[i + WIDTH];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + WIDTH] = __builtin_shuffle(a, b, high);
-  }
-  if constexpr (WIDTH > 1) exchange<A, WIDTH / 2>(rows);
-}
 
 template <class A> static void to_pixels(const PixelCopy& p, int64_t first, int64_t last) {
   constexpr int L = kLanes<A>;
@@ -423,7 +540,8 @@ template <class A> static void weight_results(const Conv3x3WeightResult& p, int6
 }
 
 template <class A> static void convolve_blocks(const Conv3x3& p, int64_t first, int64_t last) {
-  p.by_pixel ? convolve_pixels<A>(p, first, last) : convolve_planes<A>(p, first, last);
+  if (p.doubled) p.by_pixel ? convolve_pixels<A, true>(p, first, last) : convolve_planes<A, true>(p, first, last);
+  else p.by_pixel ? convolve_pixels<A, false>(p, first, last) : convolve_planes<A, false>(p, first, last);
 }
 
 #define GENMOD_BY_WIDTH(name, Params)                                    \

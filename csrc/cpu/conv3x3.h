@@ -1,6 +1,9 @@
 // 3x3 convolutions with stride and padding 1 on the CPU, by Winograd's minimal filtering F(2x2, 3x3): 16 multiplications
 // for each 2x2 tile of the output where a convolution has 36. The three transforms are those of
 // genmod/reference/conv3x3.py; between them stand 16 matrix products, over a few tiles at a time, which stay in the cache.
+//
+// Of an image that is doubled by nearest neighbour first, a tile is what a pixel becomes. The two columns, or rows, in the
+// middle of its patch are equal, so that one frequency of four is zero, and nine products are left.
 #pragma once
 #include "../types.h"
 #include "isa.h"
@@ -8,29 +11,34 @@
 namespace genmod {
 
 constexpr int64_t kFrequencies = 16;  // elements of a transformed 4x4 patch
-// Tiles that are worked on together, of images that lie plane by plane or pixel by pixel: whole vectors of them, or whole
-// rows of the products' register tiles.
-constexpr int64_t kPlaneTiles = 32, kPixelTiles = 36;
+inline int64_t frequencies_of(bool doubled) { return doubled ? 9 : kFrequencies; }
+// Tiles are worked on in blocks of whole vectors, of images that lie plane by plane, or of whole rows of the products'
+// register tiles, of those that lie pixel by pixel.
+constexpr int64_t kPlaneTiles = 32, kPixelTiles = 12, kMostTiles = 128;
 constexpr int64_t kPixelVector = 16;  // divides the channels of an image that is taken pixel by pixel
 
 struct Conv3x3 {
   bool wide;      // double
   bool by_pixel;  // channels_last
-  int64_t batch, inputs, outputs, height, width;
+  bool doubled;   // the image is upsampled first
+  int64_t batch, inputs, outputs, height, width;  // of the image
+  int64_t image_channels, result_channels;        // of the tensors, of which these may be a group
+  int64_t block;                                  // tiles that are worked on together; says nothing of the result
   const void *image, *bias;  // `bias` may be null
   const void* weight;        // transformed: [frequency][panel][inputs][panel width]
   void* result;
 
-  int64_t tile_rows() const { return (height + 1) / 2; }
-  int64_t tile_columns() const { return (width + 1) / 2; }
+  int64_t result_height() const { return doubled ? 2 * height : height; }
+  int64_t result_width() const { return doubled ? 2 * width : width; }
+  int64_t tile_rows() const { return (result_height() + 1) / 2; }
+  int64_t tile_columns() const { return (result_width() + 1) / 2; }
   int64_t tiles() const { return batch * tile_rows() * tile_columns(); }
-  int64_t block() const { return by_pixel ? kPixelTiles : kPlaneTiles; }
-  int64_t blocks() const { return (tiles() + block() - 1) / block(); }
+  int64_t blocks() const { return (tiles() + block - 1) / block; }
 };
 
 // The weight as it comes, in strides. `flipped` is the transposed convolution's: taps in the opposite order.
 struct Conv3x3Weight {
-  bool wide, by_pixel, flipped;
+  bool wide, by_pixel, doubled, flipped;
   int64_t inputs, outputs;
   const void* weight;
   int64_t of_output, of_input, of_row, of_column;

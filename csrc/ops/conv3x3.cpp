@@ -1,10 +1,7 @@
 // Tensors in, raw pointers to the kernels, tensors out: 3x3 convolutions on the CPU. Schemas, fakes and autograd are in
 // genmod/ops/conv3x3.py; arguments were checked there too.
-#include "cpu/conv3x3.h"
+#include "minimal_filtering.h"
 
-#include "tensors.h"
-
-#include <algorithm>
 #include <memory>
 
 namespace genmod {
@@ -12,47 +9,13 @@ namespace {
 
 const Conv3x3Kernels& kernels() { return GENMOD_SELECT(conv3x3_kernels); }
 
-template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t items, double work_of_item) {
-  const int64_t grain = std::max<int64_t>(1, (int64_t)(200000 / std::max(work_of_item, 1.0)));
-  if (items <= grain) return kernel(p, 0, items);
-  torch::stable::parallel_for(0, items, grain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
-}
-
 // The image convolved with the weight, or `transposed`: what a convolution with that weight has as its input's gradient.
 Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool transposed) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && x.size(1) == weight.size(transposed ? 0 : 1),
                   "genmod: expected x [N, C, H, W] and a weight [Cout, C, 3, 3], or [C, Cout, 3, 3] of a transposed convolution");
-  const Dtype dtype = dtype_of(x);
-  STD_TORCH_CHECK(dtype_of(weight) == dtype && (!bias || dtype_of(*bias) == dtype), "genmod: x, weight and bias must have one dtype");
-  Conv3x3 p{};
-  p.wide = dtype == Dtype::f64;
-  p.batch = x.size(0);
-  p.inputs = x.size(1);
-  p.outputs = weight.size(transposed ? 1 : 0);
-  p.height = x.size(2);
-  p.width = x.size(3);
-  STD_TORCH_CHECK(!bias || has_sizes(*bias, {p.outputs}), "genmod: bias must have as many elements as there are output channels");
-  const ScalarType type = accumulate_type(dtype);
-  const MemoryFormat format = format_of(View(x));
-  p.by_pixel = format != MemoryFormat::Contiguous && p.inputs % kPixelVector == 0 && p.outputs % kPixelVector == 0;
-  const MemoryFormat inside = p.by_pixel ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  const Tensor image = densified(torch::stable::to(x, type), inside), taps = torch::stable::to(weight, type);
-  std::optional<Tensor> shift;
-  if (bias) shift = torch::stable::contiguous(torch::stable::to(*bias, type));
-  Tensor y = empty({p.batch, p.outputs, p.height, p.width}, x, type, inside);
-  if (y.numel()) {
-    const int64_t panels = kernels().panels(p), width = kernels().panel_width(p);
-    Tensor transformed = empty({kFrequencies, panels, p.inputs, width}, x, type);
-    const Conv3x3Weight w{p.wide, p.by_pixel, transposed, p.inputs, p.outputs, taps.const_data_ptr(), taps.stride(transposed ? 1 : 0),
-                          taps.stride(transposed ? 0 : 1), taps.stride(2), taps.stride(3), transformed.mutable_data_ptr()};
-    run(kernels().weight, w, panels, (double)(p.inputs * width * 100));
-    p.image = image.const_data_ptr();
-    p.weight = transformed.const_data_ptr();
-    p.bias = shift ? shift->const_data_ptr() : nullptr;
-    p.result = y.mutable_data_ptr();
-    run(kernels().convolve, p, p.blocks(), (double)(p.block() * p.inputs) * (double)p.outputs);
-  }
-  return torch::stable::to(inside == format ? y : torch::stable::contiguous(y, format), x.scalar_type());
+  STD_TORCH_CHECK(dtype_of(weight) == dtype_of(x) && (!bias || dtype_of(*bias) == dtype_of(x)), "genmod: x, weight and bias must have one dtype");
+  STD_TORCH_CHECK(!bias || has_sizes(*bias, {weight.size(transposed ? 1 : 0)}), "genmod: bias must have as many elements as there are output channels");
+  return convolved_3x3(x, weight, bias, 1, transposed, false);
 }
 
 // A tensor as the weight's gradient takes it: itself, where it lies pixel by pixel in whole vectors, or a copy.
@@ -61,7 +24,7 @@ Tensor by_pixel(const Tensor& t, bool wide) {
   const int64_t batch = t.size(0), height = t.size(2), width = t.size(3);
   Tensor out = empty({batch, height, width, padded_channels(t.size(1))}, t, t.scalar_type());
   const PixelCopy p{wide, t.size(1), height, width, t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3), out.mutable_data_ptr()};
-  run(kernels().to_pixels, p, batch * height, (double)(width * t.size(1) * 4));
+  run_items(kernels().to_pixels, p, batch * height, (double)(width * t.size(1) * 4));
   return out;
 }
 
@@ -124,7 +87,7 @@ Tensor conv3x3_weight_gradient(const Tensor& grad, const Tensor& x) {
   using Kernel = void (*)(const Conv3x3Gradient&, int64_t, int64_t);
   if (sums.parts == 1) {
     const std::unique_ptr<char[]> scratch(new char[(size_t)sums.scratch()]);
-    sums.add(p, 0, scratch.get(), total, [](Kernel kernel, const Conv3x3Gradient& q, int64_t items, double work) { run(kernel, q, items, work); });
+    sums.add(p, 0, scratch.get(), total, [](Kernel kernel, const Conv3x3Gradient& q, int64_t items, double work) { run_items(kernel, q, items, work); });
   } else {
     torch::stable::parallel_for(0, sums.parts, 1, [&](int64_t first, int64_t last) {
       const std::unique_ptr<char[]> scratch(new char[(size_t)sums.scratch()]);
@@ -133,7 +96,7 @@ Tensor conv3x3_weight_gradient(const Tensor& grad, const Tensor& x) {
     });
   }
   const Conv3x3WeightResult w{wide, x.size(1), grad.size(1), sums.parts, total, p.image_pitch(), p.grad_pitch() * p.image_pitch(), sums.of_part, result.mutable_data_ptr()};
-  run(kernels().weight_result, w, grad.size(1), (double)(x.size(1) * 40));
+  run_items(kernels().weight_result, w, grad.size(1), (double)(x.size(1) * 40));
   return torch::stable::to(result, x.scalar_type());
 }
 

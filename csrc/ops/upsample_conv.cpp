@@ -2,7 +2,7 @@
 // cpu/upsample_conv.cpp between them and the images. Schemas, fakes, autograd and checks: genmod/ops/upsample_conv.py.
 #include "cpu/upsample_conv.h"
 
-#include "tensors.h"
+#include "minimal_filtering.h"
 
 #include <algorithm>
 #include <array>
@@ -194,10 +194,9 @@ void keep(const Problem& p, const Image& taps, int64_t rows, int64_t kept) {
   copy({StridedCopy::moves, p.dtype, from, taps.data, {lines, 1, rows * row}, {step, 0, 1}, {step, 0, 1}});
 }
 
-Tensor upsample_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t groups) {
-  const Problem p(x, weight, groups);
+// All nine taps of each pixel, and their sums: see genmod/reference/upsample_conv.py.
+Tensor by_taps(const Problem& p, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t groups) {
   Tensor y = empty({p.batch, p.outputs, 2 * p.height, 2 * p.width}, x, x.scalar_type(), p.format);
-  STD_TORCH_CHECK(!bias || has_sizes(*bias, {p.outputs}), "genmod: bias must have as many elements as there are output channels");
   if (p.empty()) return y;
   const Tensor dense = densified(x, p.format);
   const Weight w(p, x);
@@ -234,6 +233,16 @@ Tensor upsample_conv2d(const Tensor& x, const Tensor& weight, const std::optiona
     }
   }
   return y;
+}
+
+// Minimal filtering transforms the weight at each call; with few pixels that is most of its work.
+constexpr int64_t kPairsPerPixel = 256;  // of an input and an output channel
+
+Tensor upsample_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t groups) {
+  const Problem p(x, weight, groups);
+  STD_TORCH_CHECK(!bias || (has_sizes(*bias, {p.outputs}) && dtype_of(*bias) == p.dtype), "genmod: bias must have as many elements as there are output channels");
+  if (p.in() * p.out() > kPairsPerPixel * p.batch * p.pixels()) return by_taps(p, x, weight, bias, groups);
+  return convolved_3x3(x, weight, bias, groups, false, true);
 }
 
 Tensor bias_gradient(const Tensor& grad, const Problem& p) {

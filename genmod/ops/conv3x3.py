@@ -17,6 +17,9 @@ from genmod.ops import _checks
 from genmod.ops._convolution_arguments import autocast, check_bias, check_image
 from genmod.ops._library import define, differentiate
 
+#: Channels below which PyTorch's own convolution is always faster.
+FEWEST_CHANNELS = 32
+
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     r"""`conv2d(x, weight, bias, padding=1)` with a 3x3 kernel, on a CPU with 16 multiplications where that has 36.
@@ -58,19 +61,28 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
 def _stock_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether PyTorch's own convolution was measured to be faster than the CPU's kernel.
 
-    That is so where channels do not fill the kernel's registers, and where the weight's transform, which is made at
-    each call, is shared by few tiles of 2x2 pixels. Measured with two threads and AVX-512, float32, forward and
-    forward+backward, as eager's time over ours, contiguous and channels_last:
+        That is so where channels do not fill the kernel's registers, and where the weight's transform, which is made at
+        each call, is shared by few tiles of 2x2 pixels. Measured with two threads and AVX-512, float32, forward and
+        forward+backward, as eager's time over ours, contiguous and channels_last:
 
-@TABLE@
+            [4, 64, 8, 8] to 64      1.17 0.94    1.32 0.88        [8, 256, 4, 4] to 256       0.45 0.54    0.82 0.83
+        [1, 64, 16, 16] to 64    1.14 0.90    1.39 0.96        [8, 256, 8, 8] to 256       0.93 0.71    1.03 0.96
+        [4, 16, 32, 32] to 16    1.38 0.93    0.86 0.68        [1, 256, 32, 32] to 256     1.19 1.23    1.06 1.05
+        [1, 32, 32, 32] to 32    1.59 1.13    1.14 0.90        [1, 128, 16, 16] to 128     1.00 0.88    0.92 0.79
+        [1, 64, 32, 32] to 64    1.64 1.11    1.34 0.96        [1, 128, 32, 32] to 128     1.30 1.23    1.24 1.12
+        [16, 8, 32, 32] to 32    1.22 0.98    0.50 0.54        [1, 64, 128, 128] to 64     2.90 1.27    1.62 1.39
+
+    With gradients the smaller ones are too small for the calls around the kernels.
     """
     if backends.forced() is not None:
         return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return True
     outputs, inputs = weight.shape[:2]
-    tiles = x.shape[0] * x.shape[2] * x.shape[3] // 4
-    return min(outputs, inputs) < 32 or tiles < max(192, outputs * inputs // 256)
+    tiles, pairs = x.shape[0] * x.shape[2] * x.shape[3] // 4, outputs * inputs
+    if min(outputs, inputs) < FEWEST_CHANNELS or tiles < max(192, pairs // 256):
+        return True
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad) and tiles * pairs < 1_500_000
 
 
 # Arguments.

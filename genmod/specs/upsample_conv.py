@@ -59,6 +59,7 @@ def _upsample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Samp
     yield make("from one channel", (2, 1, 3, 3), 5)
     yield make("many channels", (1, 19, 2, 2), 17)
     yield make("wide", (1, 2, 2, 37), 2)
+    yield make("few pixels, many channels", (1, 24, 1, 2), 40)
     yield make("groups", (2, 4, 3, 3), 6, groups=2)
     yield make("depthwise", (1, 3, 3, 4), 3, groups=3)
     # The smooth ones: what is near the kink of a ReLU falls on either side of it by rounding.
@@ -68,6 +69,8 @@ def _upsample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Samp
     yield laid_out("channels_last", make("", (2, 3, 4, 5), 2))
     yield laid_out("channels_last, one pixel", make("", (2, 3, 1, 1), 2))
     yield laid_out("channels_last, many channels", make("", (1, 19, 2, 3), 17))
+    yield laid_out("channels_last, whole vectors", make("", (2, 16, 3, 2), 32))
+    yield laid_out("channels_last, few pixels, many channels", make("", (1, 24, 1, 2), 40))
     yield laid_out("channels_last, groups, no bias", make("", (2, 4, 3, 3), 6, groups=2, bias=False))
     yield laid_out("channels_last, to one channel", make("", (1, 5, 3, 4), 1))
     sample = make("", (2, 3, 4, 5), 2)

@@ -194,7 +194,7 @@ class _Walk:
         names = set(map(name_of, class_of(module).__mro__))
         place = _Place(path or "(model)", (module,), (path,))
         for pattern in MODULE_PATTERNS:
-            if pattern.original not in names or not self._accepts(place):
+            if pattern.original not in names or not pattern.looks_for(module) or not self._accepts(place):
                 continue
             if pattern.allow == "critic" and pattern.allow not in self.allow:
                 self.critical += 1  # nearly every model has some: one line for all

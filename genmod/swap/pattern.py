@@ -79,11 +79,13 @@ class ModulePattern(Pattern):
         mixin: "package.module:Class", a subclass of `Swapped`, imported when a module is swapped.
         why_not: of a module of that class, and of what may run before it, why it is not covered. "What may run before"
             are the modules in front of it in every `nn.Sequential` that it is in, and None for any other place.
+        looks_for: whether a module of that class is one that the pattern is about; the report is silent on others.
     """
 
     original: str
     mixin: str
     why_not: Callable[[nn.Module, Sequence[nn.Module | None]], str] = _always
+    looks_for: Callable[[nn.Module], bool] = lambda module: True
 
 
 def imported(reference: str) -> type:

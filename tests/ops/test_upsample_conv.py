@@ -40,8 +40,14 @@ def drawn(*shape, form=torch.contiguous_format, dtype=torch.float64):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
     ("shape", "outputs"),
-    [((3, 8, 13, 7), 6), ((2, 4, 40, 1030), 2), ((1, 2, 700, 3), 1050), ((1, 64, 33, 31), 130), ((37, 6, 4, 5), 34)],
-    ids=["odd", "wider than a line", "many rows, more channels than a line", "several tiles", "samples in a tile"],
+    [
+        *(((3, 8, 13, 7), 6), ((2, 4, 40, 1030), 2), ((1, 2, 700, 3), 1050), ((1, 64, 33, 31), 130)),
+        *(((37, 6, 4, 5), 34), ((2, 32, 19, 17), 48), ((3, 90, 8, 8), 1300), ((5, 100, 2, 2), 300)),
+    ],
+    ids=[
+        *("odd", "wider than a line", "many rows, more channels than a line", "several tiles", "samples in a tile"),
+        *("whole vectors of channels", "by taps, several tiles", "by taps, samples in a tile"),
+    ],
 )
 def test_every_way_of_cutting_the_work(form, groups, shape, outputs):
     outputs *= groups
