@@ -1,13 +1,16 @@
 r"""Nearest-neighbour upsampling by two, then a 3x3 convolution with padding 1, without the upsampled image.
 
 Each output pixel sees only 2x2 different input pixels, because two of the three rows under a kernel (and two of the
-three columns) are copies of one. So the pair is one linear map with fewer multiplications, in two forms:
+three columns) are copies of one. So the pair is one linear map with fewer multiplications, in three forms:
 
 * **folded**, what is computed here and on GPUs: a transposed convolution, kernel 4, stride 2, padding 1, whose weight
   is, along each axis, :math:`(w_2,\ w_1 + w_2,\ w_0 + w_1,\ w_0)`. 16 multiplications per input pixel and pair of
   channels, where upsampling first takes 36.
-* **taps first**, what the CPU kernel computes: all nine products :math:`t_{ab} = w_{ab}\,x` at the low resolution,
-  which is one matrix product, and then sums of nine of them per output pixel: 9 multiplications. With rows
+* **minimal filtering**, what the CPU kernel computes forward: that of genmod/reference/conv3x3.py. In the patch of an
+  upsampled pixel the two rows, and columns, in the middle are equal, so that 9 of its 16 products are left.
+* **taps first**, of the CPU kernel's backward, and where there are few pixels: all nine products
+  :math:`t_{ab} = w_{ab}\,x` at the low resolution, which is one matrix product, and then sums of nine of them per
+  output pixel: 9 multiplications as well. With rows
   :math:`i = 2m + r` of the output, and columns alike,
 
   .. math::
