@@ -463,7 +463,23 @@ template <class A> static void to_pixels(const PixelCopy& p, int64_t first, int6
   }
 }
 
-// A y A' of the 2x2 pixels of each tile of the gradient.
+// A y A' of the 2x2 pixels of a tile of the gradient.
+template <class A, class V> static inline void spread(const V (*y)[2], A* out, int64_t frequency) {
+  V rows[2][4];
+  for (int a = 0; a < 2; a++) {
+    rows[a][0] = y[a][0];
+    rows[a][1] = y[a][0] + y[a][1];
+    rows[a][2] = y[a][0] - y[a][1];
+    rows[a][3] = -y[a][1];
+  }
+  for (int b = 0; b < 4; b++) {
+    store_lanes<A>(out + b * frequency, rows[0][b]);
+    store_lanes<A>(out + (4 + b) * frequency, rows[0][b] + rows[1][b]);
+    store_lanes<A>(out + (8 + b) * frequency, rows[0][b] - rows[1][b]);
+    store_lanes<A>(out + (12 + b) * frequency, -rows[1][b]);
+  }
+}
+
 template <class A> static void pixel_gradients(const Conv3x3Gradient& p, int64_t tile, int64_t count, const A* zeros, A* out, int64_t frequency, int64_t pitch) {
   using V = Vector<A>;
   for (int64_t t = 0; t < count; t++) {
@@ -475,31 +491,72 @@ template <class A> static void pixel_gradients(const Conv3x3Gradient& p, int64_t
         pixels[a][b] = y < p.height && x < p.width ? (const A*)p.grad + ((run.image * p.height + y) * p.width + x) * p.outputs : zeros;
       }
     for (int64_t o = 0; o < p.outputs; o += kLanes<A>) {
-      V rows[2][4];
-      for (int a = 0; a < 2; a++) {
-        const V y0 = load_lanes<A>(pixels[a][0] + o), y1 = load_lanes<A>(pixels[a][1] + o);
-        rows[a][0] = y0;
-        rows[a][1] = y0 + y1;
-        rows[a][2] = y0 - y1;
-        rows[a][3] = -y1;
-      }
-      A* place = out + t * pitch + o;
-      for (int b = 0; b < 4; b++) {
-        store_lanes<A>(place + b * frequency, rows[0][b]);
-        store_lanes<A>(place + (4 + b) * frequency, rows[0][b] + rows[1][b]);
-        store_lanes<A>(place + (8 + b) * frequency, rows[0][b] - rows[1][b]);
-        store_lanes<A>(place + (12 + b) * frequency, -rows[1][b]);
-      }
+      V y[2][2];
+      for (int a = 0; a < 2; a++)
+        for (int b = 0; b < 2; b++) y[a][b] = load_lanes<A>(pixels[a][b] + o);
+      spread(y, out + t * pitch + o, frequency);
     }
   }
+}
+
+// What a tile has in registers, a vector of tiles for each frequency.
+template <class A> struct PlanePatch {
+  static void make(const Conv3x3Gradient& p, const A* plane, const Run& run, Vector<A> (*out)[kLanes<A>], int lane) {
+    constexpr int L = kLanes<A>;
+    A even[4][3 * L], odd[4][3 * L];  // what lies behind a run's end makes tiles that are none
+    Patch<A> patch;
+    for (int a = 0; a < 4; a++) {
+      const int64_t y = 2 * run.row - 1 + a;
+      split(y < 0 || y >= p.height ? nullptr : plane + y * p.width, p.width, run.column, run.length, even[a], odd[a]);
+      patch.row(a, load_lanes<A>(odd[a]), load_lanes<A>(even[a]), load_lanes<A>(odd[a] + 1), load_lanes<A>(even[a] + 1));
+    }
+    patch.store((A*)out[0] + lane * L, L * L);
+  }
+};
+
+template <class A> struct PlaneGradient {
+  static void make(const Conv3x3Gradient& p, const A* plane, const Run& run, Vector<A> (*out)[kLanes<A>], int lane) {
+    constexpr int L = kLanes<A>;
+    A even[2][3 * L], odd[2][3 * L];
+    for (int a = 0; a < 2; a++) {
+      const int64_t y = 2 * run.row + a;
+      split(y >= p.height ? nullptr : plane + y * p.width, p.width, run.column, run.length, even[a], odd[a]);
+    }
+    const Vector<A> y[2][2] = {{load_lanes<A>(even[0]), load_lanes<A>(odd[0] + 1)}, {load_lanes<A>(even[1]), load_lanes<A>(odd[1] + 1)}};
+    spread(y, (A*)out[0] + lane * L, L * L);
+  }
+};
+
+// As many channels and tiles at a time as a vector has lanes: made along the tiles, then turned along the channels.
+template <class A, class Make>
+static void planes_to_tiles(const Conv3x3Gradient& p, const A* image, int64_t channels, int64_t tile, int64_t count, A* out, int64_t frequency, int64_t pitch) {
+  constexpr int L = kLanes<A>;
+  Vector<A> made[kFrequencies][L];
+  for (int64_t c = 0; c < channels; c += L)
+    for (int64_t at = 0; at < count;) {
+      const Run run(p, tile + at, count - at < L ? count - at : L);
+      for (int l = 0; l < L; l++) {
+        if (c + l < channels) Make::make(p, image + (run.image * channels + c + l) * p.height * p.width, run, made, l);
+        else for (int f = 0; f < kFrequencies; f++) made[f][l] = Vector<A>{};
+      }
+      for (int f = 0; f < kFrequencies; f++) {
+        exchange<A, L / 2>(made[f]);
+        for (int64_t t = 0; t < run.length; t++) store_lanes<A>(out + f * frequency + (at + t) * pitch + c, made[f][t]);
+      }
+      at += run.length;
+    }
 }
 
 template <class A> static void transform_tiles(const Conv3x3Gradient& p, int64_t first, int64_t last) {
   const int64_t most = p.inputs > p.outputs ? p.inputs : p.outputs, image_pitch = p.image_pitch(), grad_pitch = p.grad_pitch();
   Workspace<A> zeros(most);
   for (int64_t c = 0; c < most; c++) zeros.data()[c] = 0;
-  pixel_patches<A>(p, (const A*)p.image, p.inputs, p.begin + first, last - first, zeros.data(), (A*)p.of_image + first * image_pitch, p.count * image_pitch, image_pitch);
-  pixel_gradients<A>(p, p.begin + first, last - first, zeros.data(), (A*)p.of_grad + first * grad_pitch, p.count * grad_pitch, grad_pitch);
+  const int64_t tile = p.begin + first, count = last - first, of_image = p.count * image_pitch, of_grad = p.count * grad_pitch;
+  A *images = (A*)p.of_image + first * image_pitch, *grads = (A*)p.of_grad + first * grad_pitch;
+  if (p.image_planes) planes_to_tiles<A, PlanePatch<A>>(p, (const A*)p.image, p.image_planes, tile, count, images, of_image, image_pitch);
+  else pixel_patches<A>(p, (const A*)p.image, p.inputs, tile, count, zeros.data(), images, of_image, image_pitch);
+  if (p.grad_planes) planes_to_tiles<A, PlaneGradient<A>>(p, (const A*)p.grad, p.grad_planes, tile, count, grads, of_grad, grad_pitch);
+  else pixel_gradients<A>(p, tile, count, zeros.data(), grads, of_grad, grad_pitch);
 }
 
 static int64_t bands_of_frequency(const Conv3x3Gradient& p) { return (p.outputs + kRows - 1) / kRows; }

@@ -57,11 +57,12 @@ struct PixelCopy {
 inline int64_t padded_channels(int64_t channels) { return (channels + kPixelVector - 1) / kPixelVector * kPixelVector; }
 
 // The weight's gradient: of each frequency the product of what the tiles have on both sides of the convolution, and then
-// the transpose of the weight's transform. Images lie pixel by pixel, their channels padded.
+// the transpose of the weight's transform.
 struct Conv3x3Gradient {
   bool wide;
-  int64_t batch, inputs, outputs, height, width;  // channels are padded
+  int64_t batch, inputs, outputs, height, width;  // channels are padded to whole vectors
   const void *image, *grad;
+  int64_t image_planes, grad_planes;  // channels of an image that lies plane by plane; else 0, and channels are padded
   int64_t first, begin, count;     // the first tile of all, and those that are transformed now
   void *of_image, *of_grad;        // [frequency][count][pitch], transformed
   void* products;                  // [frequency][grad_pitch()][image_pitch()]: sums over all tiles so far

@@ -18,9 +18,14 @@ Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   return convolved_3x3(x, weight, bias, 1, transposed, false);
 }
 
-// A tensor as the weight's gradient takes it: itself, where it lies pixel by pixel in whole vectors, or a copy.
-Tensor by_pixel(const Tensor& t, bool wide) {
-  if (t.size(1) % kPixelVector == 0 && format_of(View(t)) == MemoryFormat::ChannelsLast) return densified(t, MemoryFormat::ChannelsLast);
+constexpr int64_t kCopyBytes = 4 << 20;  // beyond that the allocator may have to ask the system for it at each call
+
+// A tensor as the weight's gradient takes it, and its channels if that is plane by plane. Turning tiles costs more than
+// turning the image, but needs no memory, so that it is for large ones.
+Tensor side(const Tensor& t, bool wide, int64_t& planes) {
+  const MemoryFormat format = format_of(View(t));
+  planes = format == MemoryFormat::Contiguous && t.numel() * (wide ? 8 : 4) > kCopyBytes ? t.size(1) : 0;
+  if (planes || (format != MemoryFormat::Contiguous && t.size(1) % kPixelVector == 0)) return densified(t, format);
   const int64_t batch = t.size(0), height = t.size(2), width = t.size(3);
   Tensor out = empty({batch, height, width, padded_channels(t.size(1))}, t, t.scalar_type());
   const PixelCopy p{wide, t.size(1), height, width, t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3), out.mutable_data_ptr()};
@@ -71,8 +76,8 @@ Tensor conv3x3_weight_gradient(const Tensor& grad, const Tensor& x) {
     torch::stable::zero_(result);
     return torch::stable::to(result, x.scalar_type());
   }
-  const Tensor image = by_pixel(torch::stable::to(x, type), wide), gradient = by_pixel(torch::stable::to(grad, type), wide);
   Conv3x3Gradient p{};
+  const Tensor image = side(torch::stable::to(x, type), wide, p.image_planes), gradient = side(torch::stable::to(grad, type), wide, p.grad_planes);
   p.wide = wide;
   p.batch = x.size(0);
   p.inputs = padded_channels(x.size(1));

@@ -70,7 +70,10 @@ def test_image_and_weight_in_different_formats(channels, last):
 
 @NATIVE
 @both_formats
-@pytest.mark.parametrize(("shape", "outputs"), [((2, 64, 33, 31), 48), ((40, 16, 16, 16), 16), ((1, 160, 40, 72), 96)])
+@pytest.mark.parametrize(
+    ("shape", "outputs"),
+    [((2, 64, 33, 31), 48), ((40, 16, 16, 16), 16), ((1, 160, 40, 72), 96), ((1, 40, 215, 150), 50)],
+)
 def test_rounding_of_the_weight_s_gradient(form, shape, outputs):
     """Also over several stretches of tiles."""
     x, weight = inputs(shape, outputs, form)
