@@ -235,13 +235,15 @@ Tensor by_taps(const Problem& p, const Tensor& x, const Tensor& weight, const st
   return y;
 }
 
-// Minimal filtering transforms the weight at each call; with few pixels that is most of its work.
+// Minimal filtering transforms the weight at each call, which with few pixels is most of its work, and fills its registers
+// with output channels.
 constexpr int64_t kPairsPerPixel = 256;  // of an input and an output channel
+constexpr int64_t kFewOutputs = 12;
 
 Tensor upsample_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t groups) {
   const Problem p(x, weight, groups);
   STD_TORCH_CHECK(!bias || (has_sizes(*bias, {p.outputs}) && dtype_of(*bias) == p.dtype), "genmod: bias must have as many elements as there are output channels");
-  if (p.in() * p.out() > kPairsPerPixel * p.batch * p.pixels()) return by_taps(p, x, weight, bias, groups);
+  if ((groups == 1 && p.outputs < kFewOutputs) || p.in() * p.out() > kPairsPerPixel * p.batch * p.pixels()) return by_taps(p, x, weight, bias, groups);
   return convolved_3x3(x, weight, bias, groups, false, true);
 }
 
