@@ -1,64 +1,10 @@
-// 3x3 convolutions by Winograd's minimal filtering: see conv3x3.h.
-#include "conv3x3.h"
-
-#include "vector.h"
-
-#include <memory>
-#include <type_traits>
+// 3x3 convolutions, also of a doubled image, by Winograd's minimal filtering: see conv3x3.h. The weight's gradient is in
+// conv3x3_gradient.cpp.
+#include "minimal_filtering.h"
 
 namespace genmod {
 namespace GENMOD_ISA {
 namespace {
-
-// A tile of products in registers: kRows x kVectors vectors of sums.
-#if defined(__AVX512F__)
-constexpr int kRows = 12;
-#else
-constexpr int kRows = 6;
-#endif
-constexpr int kVectors = 2;
-template <class A> constexpr int kWide = kVectors * kLanes<A>;
-static_assert(12 % kRows == 0 && 32 % kWide<float> == 0 && kPlaneTiles % kWide<float> == 0 && kMostTiles % kPlaneTiles == 0 && kPixelTiles % kRows == 0 && kPixelVector % kLanes<float> == 0, "blocks are whole register tiles");
-
-// Memory that is written before it is read, aligned to whole vectors.
-template <class A> class Workspace {
- public:
-  explicit Workspace(int64_t n) : memory_(new A[(size_t)(n + kLanes<A>)]) {
-    constexpr uintptr_t whole = sizeof(Vector<A>);
-    data_ = (A*)(((uintptr_t)memory_.get() + whole - 1) / whole * whole);
-  }
-  A* data() { return data_; }
-
- private:
-  std::unique_ptr<A[]> memory_;
-  A* data_;
-};
-
-// Terms that are summed in one go: sums of sums round less than one long sum does.
-constexpr int64_t kTerms = 64;
-
-// out[r][c] = sum over k < n of left(k, r) * right[k * right_step + c], with `more` added to what is there. left(k, r) is
-// left[k * left_step + r], or left[k + r * left_step] if its rows are what is contiguous.
-template <bool ROWS, class A>
-static inline void multiply(const A* __restrict left, int64_t left_step, const A* __restrict right, int64_t right_step, int64_t n, A* __restrict out, int64_t out_row, bool more = false) {
-  using V = Vector<A>;
-  constexpr int L = kLanes<A>;
-  for (int64_t first = 0; first < n; first += kTerms) {
-    const int64_t last = n - first < kTerms ? n : first + kTerms;
-    V sums[kRows][kVectors] = {};
-    for (int64_t k = first; k < last; k++) {
-      V at[kVectors];
-      for (int v = 0; v < kVectors; v++) at[v] = load_lanes<A>(right + k * right_step + v * L);
-      for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < kVectors; v++) sums[r][v] += (ROWS ? left[k + r * left_step] : left[k * left_step + r]) * at[v];
-    }
-    for (int r = 0; r < kRows; r++)
-      for (int v = 0; v < kVectors; v++) {
-        A* place = out + r * out_row + v * L;
-        store_lanes<A>(place, first || more ? load_lanes<A>(place) + sums[r][v] : sums[r][v]);
-      }
-  }
-}
 
 // --- The weight: G w G'.
 
@@ -69,24 +15,6 @@ static int64_t panels_of(bool wide, bool by_pixel, int64_t outputs) {
 }
 static int64_t panel_width(const Conv3x3& p) { return width_of_panel(p.wide, p.by_pixel); }
 static int64_t panels(const Conv3x3& p) { return panels_of(p.wide, p.by_pixel, p.outputs); }
-
-// Transposes a square of as many vectors as each has lanes: halves, quarters, ... change places.
-template <class A, int WIDTH> static inline void exchange(Vector<A>* rows) {
-  constexpr int L = kLanes<A>;
-  using Lane = std::conditional_t<sizeof(A) == 4, VectorI, VectorL>;
-  Lane low{}, high{};
-  for (int l = 0; l < L; l++) {
-    low[l] = l & WIDTH ? l - WIDTH + L : l;
-    high[l] = l & WIDTH ? l + L : l + WIDTH;
-  }
-  for (int i = 0; i < L; i++) {
-    if (i & WIDTH) continue;
-    const Vector<A> a = rows[i], b = rows[i + WIDTH];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + WIDTH] = __builtin_shuffle(a, b, high);
-  }
-  if constexpr (WIDTH > 1) exchange<A, WIDTH / 2>(rows);
-}
 
 // The nine taps of as many inputs and outputs as a vector has lanes, which are the outputs.
 template <class A> struct Taps {
@@ -161,27 +89,6 @@ template <class A> static void weight_panels(const Conv3x3Weight& p, int64_t fir
       }
 }
 
-// --- Patches: B' d B, from the horizontal part of each of four rows.
-
-template <class A> struct Patch {
-  using V = Vector<A>;
-  V rows[4][4];
-  void row(int a, V d0, V d1, V d2, V d3) {
-    rows[a][0] = d0 - d2;
-    rows[a][1] = d1 + d2;
-    rows[a][2] = d2 - d1;
-    rows[a][3] = d1 - d3;
-  }
-  void store(A* out, int64_t frequency) const {
-    for (int b = 0; b < 4; b++) {
-      store_lanes<A>(out + b * frequency, rows[0][b] - rows[2][b]);
-      store_lanes<A>(out + (4 + b) * frequency, rows[1][b] + rows[2][b]);
-      store_lanes<A>(out + (8 + b) * frequency, rows[2][b] - rows[1][b]);
-      store_lanes<A>(out + (12 + b) * frequency, rows[1][b] - rows[3][b]);
-    }
-  }
-};
-
 // The same of a doubled image, from three pixels of each of three rows.
 template <class A> struct DoubledPatch {
   using V = Vector<A>;
@@ -234,38 +141,7 @@ template <class A, bool DOUBLED> struct Result {
   }
 };
 
-// Consecutive tiles of one row of tiles.
-struct Run {
-  int64_t image, row, column, length;
-  template <class Problem> Run(const Problem& p, int64_t tile, int64_t most) {
-    const int64_t of_image = p.tile_rows() * p.tile_columns(), inside = tile % of_image;
-    image = tile / of_image;
-    row = inside / p.tile_columns();
-    column = inside % p.tile_columns();
-    length = p.tile_columns() - column < most ? p.tile_columns() - column : most;
-  }
-};
-
 // --- Images that lie plane by plane: a vector is of tiles, and neighbouring tiles' columns are two apart.
-
-// even[i] = line[2 (column + i)] and odd[i] = line[2 (column + i) - 1], zero outside; `line` is null if it is outside.
-template <class A> static void split(const A* __restrict line, int64_t width, int64_t column, int64_t length, A* __restrict even, A* __restrict odd) {
-  if (!line) {
-    for (int64_t i = 0; i <= length; i++) even[i] = odd[i] = 0;
-    return;
-  }
-  const int64_t begin = 2 * column, whole = (width - begin) / 2, inside = whole < length ? whole : length;
-  const A* __restrict from = line + begin;
-  odd[0] = begin ? from[-1] : A(0);
-  for (int64_t i = 0; i < inside; i++) {
-    even[i] = from[2 * i];
-    odd[i + 1] = from[2 * i + 1];
-  }
-  for (int64_t i = inside; i <= length; i++) {
-    even[i] = begin + 2 * i < width ? from[2 * i] : A(0);
-    if (i < length) odd[i + 1] = begin + 2 * i + 1 < width ? from[2 * i + 1] : A(0);
-  }
-}
 
 // Three neighbours of each pixel: padded[i] = line[column + i - 1], zero outside.
 template <class A> static void pad(const A* __restrict line, int64_t width, int64_t column, int64_t length, A* __restrict padded) {
@@ -365,27 +241,6 @@ template <class A, bool DOUBLED> static void convolve_planes(const Conv3x3& p, i
 
 // --- Images that lie pixel by pixel: a vector is of channels.
 
-// Transformed patches of an image with as many channels as `zeros` has zeros, `pitch` apart. PROBLEM: whose tiles they are.
-template <class A, class Problem>
-static void pixel_patches(const Problem& p, const A* image, int64_t channels, int64_t tile, int64_t count, const A* zeros, A* patches, int64_t frequency, int64_t pitch) {
-  for (int64_t t = 0; t < count; t++) {
-    const Run run(p, tile + t, 1);
-    const A* pixels[4][4];
-    for (int a = 0; a < 4; a++)
-      for (int b = 0; b < 4; b++) {
-        const int64_t y = 2 * run.row - 1 + a, x = 2 * run.column - 1 + b;
-        const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
-        pixels[a][b] = inside ? image + ((run.image * p.height + y) * p.width + x) * channels : zeros;
-      }
-    for (int64_t c = 0; c < channels; c += kLanes<A>) {
-      Patch<A> patch;
-      for (int a = 0; a < 4; a++)
-        patch.row(a, load_lanes<A>(pixels[a][0] + c), load_lanes<A>(pixels[a][1] + c), load_lanes<A>(pixels[a][2] + c), load_lanes<A>(pixels[a][3] + c));
-      patch.store(patches + t * pitch + c, frequency);
-    }
-  }
-}
-
 template <class A, bool DOUBLED> static void pixel_results(const Conv3x3& p, int64_t tile, int64_t count, const A* products, int64_t frequency, int64_t pitch) {
   constexpr int L = kLanes<A>;
   const int64_t height = p.result_height(), width = p.result_width();
@@ -440,162 +295,6 @@ template <class A, bool DOUBLED> static void convolve_pixels(const Conv3x3& p, i
   }
 }
 
-// --- The weight's gradient.
-
-template <class A> static void to_pixels(const PixelCopy& p, int64_t first, int64_t last) {
-  constexpr int L = kLanes<A>;
-  const int64_t pitch = padded_channels(p.channels);
-  for (int64_t line = first; line < last; line++) {
-    const A* from = (const A*)p.from + line / p.height * p.of_image + line % p.height * p.of_row;
-    A* to = (A*)p.to + line * p.width * pitch;
-    const int64_t squares = p.of_column == 1 ? p.width / L * L : 0, whole = squares ? p.channels / L * L : 0;
-    for (int64_t c = 0; c < whole; c += L)
-      for (int64_t x = 0; x < squares; x += L) {
-        Vector<A> rows[L];
-        for (int l = 0; l < L; l++) rows[l] = load_lanes<A>(from + (c + l) * p.of_channel + x);
-        exchange<A, L / 2>(rows);
-        for (int l = 0; l < L; l++) store_lanes<A>(to + (x + l) * pitch + c, rows[l]);
-      }
-    for (int64_t x = 0; x < p.width; x++) {
-      for (int64_t c = x < squares ? whole : 0; c < p.channels; c++) to[x * pitch + c] = from[c * p.of_channel + x * p.of_column];
-      for (int64_t c = p.channels; c < pitch; c++) to[x * pitch + c] = 0;
-    }
-  }
-}
-
-// A y A' of the 2x2 pixels of a tile of the gradient.
-template <class A, class V> static inline void spread(const V (*y)[2], A* out, int64_t frequency) {
-  V rows[2][4];
-  for (int a = 0; a < 2; a++) {
-    rows[a][0] = y[a][0];
-    rows[a][1] = y[a][0] + y[a][1];
-    rows[a][2] = y[a][0] - y[a][1];
-    rows[a][3] = -y[a][1];
-  }
-  for (int b = 0; b < 4; b++) {
-    store_lanes<A>(out + b * frequency, rows[0][b]);
-    store_lanes<A>(out + (4 + b) * frequency, rows[0][b] + rows[1][b]);
-    store_lanes<A>(out + (8 + b) * frequency, rows[0][b] - rows[1][b]);
-    store_lanes<A>(out + (12 + b) * frequency, -rows[1][b]);
-  }
-}
-
-template <class A> static void pixel_gradients(const Conv3x3Gradient& p, int64_t tile, int64_t count, const A* zeros, A* out, int64_t frequency, int64_t pitch) {
-  using V = Vector<A>;
-  for (int64_t t = 0; t < count; t++) {
-    const Run run(p, tile + t, 1);
-    const A* pixels[2][2];
-    for (int a = 0; a < 2; a++)
-      for (int b = 0; b < 2; b++) {
-        const int64_t y = 2 * run.row + a, x = 2 * run.column + b;
-        pixels[a][b] = y < p.height && x < p.width ? (const A*)p.grad + ((run.image * p.height + y) * p.width + x) * p.outputs : zeros;
-      }
-    for (int64_t o = 0; o < p.outputs; o += kLanes<A>) {
-      V y[2][2];
-      for (int a = 0; a < 2; a++)
-        for (int b = 0; b < 2; b++) y[a][b] = load_lanes<A>(pixels[a][b] + o);
-      spread(y, out + t * pitch + o, frequency);
-    }
-  }
-}
-
-// What a tile has in registers, a vector of tiles for each frequency.
-template <class A> struct PlanePatch {
-  static void make(const Conv3x3Gradient& p, const A* plane, const Run& run, Vector<A> (*out)[kLanes<A>], int lane) {
-    constexpr int L = kLanes<A>;
-    A even[4][3 * L], odd[4][3 * L];  // what lies behind a run's end makes tiles that are none
-    Patch<A> patch;
-    for (int a = 0; a < 4; a++) {
-      const int64_t y = 2 * run.row - 1 + a;
-      split(y < 0 || y >= p.height ? nullptr : plane + y * p.width, p.width, run.column, run.length, even[a], odd[a]);
-      patch.row(a, load_lanes<A>(odd[a]), load_lanes<A>(even[a]), load_lanes<A>(odd[a] + 1), load_lanes<A>(even[a] + 1));
-    }
-    patch.store((A*)out[0] + lane * L, L * L);
-  }
-};
-
-template <class A> struct PlaneGradient {
-  static void make(const Conv3x3Gradient& p, const A* plane, const Run& run, Vector<A> (*out)[kLanes<A>], int lane) {
-    constexpr int L = kLanes<A>;
-    A even[2][3 * L], odd[2][3 * L];
-    for (int a = 0; a < 2; a++) {
-      const int64_t y = 2 * run.row + a;
-      split(y >= p.height ? nullptr : plane + y * p.width, p.width, run.column, run.length, even[a], odd[a]);
-    }
-    const Vector<A> y[2][2] = {{load_lanes<A>(even[0]), load_lanes<A>(odd[0] + 1)}, {load_lanes<A>(even[1]), load_lanes<A>(odd[1] + 1)}};
-    spread(y, (A*)out[0] + lane * L, L * L);
-  }
-};
-
-// As many channels and tiles at a time as a vector has lanes: made along the tiles, then turned along the channels.
-template <class A, class Make>
-static void planes_to_tiles(const Conv3x3Gradient& p, const A* image, int64_t channels, int64_t tile, int64_t count, A* out, int64_t frequency, int64_t pitch) {
-  constexpr int L = kLanes<A>;
-  Vector<A> made[kFrequencies][L];
-  for (int64_t c = 0; c < channels; c += L)
-    for (int64_t at = 0; at < count;) {
-      const Run run(p, tile + at, count - at < L ? count - at : L);
-      for (int l = 0; l < L; l++) {
-        if (c + l < channels) Make::make(p, image + (run.image * channels + c + l) * p.height * p.width, run, made, l);
-        else for (int f = 0; f < kFrequencies; f++) made[f][l] = Vector<A>{};
-      }
-      for (int f = 0; f < kFrequencies; f++) {
-        exchange<A, L / 2>(made[f]);
-        for (int64_t t = 0; t < run.length; t++) store_lanes<A>(out + f * frequency + (at + t) * pitch + c, made[f][t]);
-      }
-      at += run.length;
-    }
-}
-
-template <class A> static void transform_tiles(const Conv3x3Gradient& p, int64_t first, int64_t last) {
-  const int64_t most = p.inputs > p.outputs ? p.inputs : p.outputs, image_pitch = p.image_pitch(), grad_pitch = p.grad_pitch();
-  Workspace<A> zeros(most);
-  for (int64_t c = 0; c < most; c++) zeros.data()[c] = 0;
-  const int64_t tile = p.begin + first, count = last - first, of_image = p.count * image_pitch, of_grad = p.count * grad_pitch;
-  A *images = (A*)p.of_image + first * image_pitch, *grads = (A*)p.of_grad + first * grad_pitch;
-  if (p.image_planes) planes_to_tiles<A, PlanePatch<A>>(p, (const A*)p.image, p.image_planes, tile, count, images, of_image, image_pitch);
-  else pixel_patches<A>(p, (const A*)p.image, p.inputs, tile, count, zeros.data(), images, of_image, image_pitch);
-  if (p.grad_planes) planes_to_tiles<A, PlaneGradient<A>>(p, (const A*)p.grad, p.grad_planes, tile, count, grads, of_grad, grad_pitch);
-  else pixel_gradients<A>(p, tile, count, zeros.data(), grads, of_grad, grad_pitch);
-}
-
-static int64_t bands_of_frequency(const Conv3x3Gradient& p) { return (p.outputs + kRows - 1) / kRows; }
-static int64_t bands(const Conv3x3Gradient& p) { return kFrequencies * bands_of_frequency(p); }
-
-template <class A> static void accumulate_bands(const Conv3x3Gradient& p, int64_t first, int64_t last) {
-  const int64_t count = bands_of_frequency(p), image_pitch = p.image_pitch(), grad_pitch = p.grad_pitch();
-  for (int64_t band = first; band < last; band++) {
-    const int64_t f = band / count, row = band % count * kRows;
-    const A *left = (const A*)p.of_grad + f * p.count * grad_pitch + row, *right = (const A*)p.of_image + f * p.count * image_pitch;
-    A* out = (A*)p.products + (f * grad_pitch + row) * image_pitch;
-    for (int64_t c = 0; c < p.inputs; c += kWide<A>) multiply<false>(left, grad_pitch, right + c, image_pitch, p.count, out + c, image_pitch, p.begin > p.first);
-  }
-}
-
-// G' u G
-template <class A> static void weight_results(const Conv3x3WeightResult& p, int64_t first, int64_t last) {
-  for (int64_t o = first; o < last; o++)
-    for (int64_t i = 0; i < p.inputs; i++) {
-      const A* u = (const A*)p.products + o * p.row + i;
-      A rows[3][4];
-      for (int b = 0; b < 4; b++) {
-        A sums[4] = {};
-        for (int64_t part = 0; part < p.parts; part++)
-          for (int a = 0; a < 4; a++) sums[a] += u[part * p.part + (4 * a + b) * p.frequency];
-        const A u0 = sums[0], u1 = sums[1], u2 = sums[2], u3 = sums[3];
-        rows[0][b] = u0 + A(0.5) * (u1 + u2);
-        rows[1][b] = A(0.5) * (u1 - u2);
-        rows[2][b] = A(0.5) * (u1 + u2) + u3;
-      }
-      A* out = (A*)p.result + (o * p.inputs + i) * 9;
-      for (int a = 0; a < 3; a++) {
-        out[3 * a] = rows[a][0] + A(0.5) * (rows[a][1] + rows[a][2]);
-        out[3 * a + 1] = A(0.5) * (rows[a][1] - rows[a][2]);
-        out[3 * a + 2] = A(0.5) * (rows[a][1] + rows[a][2]) + rows[a][3];
-      }
-    }
-}
-
 template <class A> static void convolve_blocks(const Conv3x3& p, int64_t first, int64_t last) {
   if (p.doubled) p.by_pixel ? convolve_pixels<A, true>(p, first, last) : convolve_planes<A, true>(p, first, last);
   else p.by_pixel ? convolve_pixels<A, false>(p, first, last) : convolve_planes<A, false>(p, first, last);
@@ -607,16 +306,10 @@ template <class A> static void convolve_blocks(const Conv3x3& p, int64_t first, 
   }
 GENMOD_BY_WIDTH(weight_panels, Conv3x3Weight)
 GENMOD_BY_WIDTH(convolve_blocks, Conv3x3)
-GENMOD_BY_WIDTH(to_pixels, PixelCopy)
-GENMOD_BY_WIDTH(transform_tiles, Conv3x3Gradient)
-GENMOD_BY_WIDTH(accumulate_bands, Conv3x3Gradient)
-GENMOD_BY_WIDTH(weight_results, Conv3x3WeightResult)
 
 }  // namespace
 
-extern const Conv3x3Kernels conv3x3_kernels{
-    panels, panel_width, weight_panels_any, convolve_blocks_any, to_pixels_any, transform_tiles_any, bands, accumulate_bands_any, weight_results_any,
-};
+extern const Conv3x3Kernels conv3x3_kernels{panels, panel_width, weight_panels_any, convolve_blocks_any};
 
 }  // namespace GENMOD_ISA
 }  // namespace genmod

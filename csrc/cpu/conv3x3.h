@@ -88,13 +88,17 @@ struct Conv3x3Kernels {
   int64_t (*panel_width)(const Conv3x3&);
   void (*weight)(const Conv3x3Weight&, int64_t first, int64_t last);  // panels
   void (*convolve)(const Conv3x3&, int64_t first, int64_t last);      // blocks
-  void (*to_pixels)(const PixelCopy&, int64_t first, int64_t last);              // rows of all images
-  void (*transform)(const Conv3x3Gradient&, int64_t first, int64_t last);        // tiles, from `begin` on
-  int64_t (*bands)(const Conv3x3Gradient&);                                      // of the products
-  void (*accumulate)(const Conv3x3Gradient&, int64_t first, int64_t last);       // bands
+};
+
+struct Conv3x3GradientKernels {
+  void (*to_pixels)(const PixelCopy&, int64_t first, int64_t last);                // rows of all images
+  void (*transform)(const Conv3x3Gradient&, int64_t first, int64_t last);          // tiles, from `begin` on
+  int64_t (*bands)(const Conv3x3Gradient&);                                        // of the products
+  void (*accumulate)(const Conv3x3Gradient&, int64_t first, int64_t last);         // bands
   void (*weight_result)(const Conv3x3WeightResult&, int64_t first, int64_t last);  // outputs
 };
 
 GENMOD_DECLARE(Conv3x3Kernels, conv3x3_kernels)
+GENMOD_DECLARE(Conv3x3GradientKernels, conv3x3_gradient_kernels)
 
 }  // namespace genmod

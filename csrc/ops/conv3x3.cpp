@@ -1,13 +1,13 @@
 // Tensors in, raw pointers to the kernels, tensors out: 3x3 convolutions on the CPU. Schemas, fakes and autograd are in
 // genmod/ops/conv3x3.py; arguments were checked there too.
-#include "minimal_filtering.h"
+#include "convolved_3x3.h"
 
 #include <memory>
 
 namespace genmod {
 namespace {
 
-const Conv3x3Kernels& kernels() { return GENMOD_SELECT(conv3x3_kernels); }
+const Conv3x3GradientKernels& kernels() { return GENMOD_SELECT(conv3x3_gradient_kernels); }
 
 // The image convolved with the weight, or `transposed`: what a convolution with that weight has as its input's gradient.
 Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool transposed) {

@@ -2,7 +2,7 @@
 // cpu/upsample_conv.cpp between them and the images. Schemas, fakes, autograd and checks: genmod/ops/upsample_conv.py.
 #include "cpu/upsample_conv.h"
 
-#include "minimal_filtering.h"
+#include "convolved_3x3.h"
 
 #include <algorithm>
 #include <array>

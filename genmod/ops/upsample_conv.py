@@ -183,10 +183,10 @@ def _stock_is_faster(x: Tensor, weight: Tensor, groups: int) -> bool:
     That is so where there is little to do, and where oneDNN has kernels for groups of few channels. Measured with two
     threads and AVX-512, float32, forward and forward+backward, as eager's time over ours, contiguous and channels_last:
 
-        [1, 8, 4, 4] to 8        0.91 0.88    0.71 0.71        [4, 64, 16, 16], 64 groups    0.81 0.92    0.05 0.08
-        [4, 3, 16, 16] to 16     1.71 1.39    0.89 1.07                         16 groups    2.07 1.88    0.41 0.52
-        [1, 64, 8, 8] to 32      2.20 1.70    0.60 1.35                          4 groups    2.10 2.04    1.64 0.58
-        [16, 512, 4, 4] to 256   2.54 3.32    2.37 2.54                          2 groups    1.92 2.00    1.27 1.64
+        [1, 8, 4, 4] to 8        0.98 0.83    0.69 0.68        [4, 64, 16, 16], 64 groups    0.96 1.00    0.14 0.08
+        [4, 3, 16, 16] to 16     2.26 1.42    0.91 1.05                         16 groups    2.01 2.42    0.51 0.60
+        [1, 64, 8, 8] to 32      1.84 1.85    1.54 1.93                          4 groups    3.25 2.01    1.44 1.40
+        [16, 512, 4, 4] to 256   2.41 2.38    2.35 2.49                          2 groups    3.16 2.16    2.20 1.95
     """
     wide = x.dtype in (torch.float32, torch.float64)
     if x.device.type != "cpu" or not wide or torch.compiler.is_compiling() or backends.forced() is not None:

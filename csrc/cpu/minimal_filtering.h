@@ -1,0 +1,156 @@
+// What minimal filtering is made of: transformed patches, products of them that stay in registers, and where tiles lie.
+#pragma once
+#include "conv3x3.h"
+#include "vector.h"
+
+#include <memory>
+#include <type_traits>
+
+namespace genmod {
+namespace GENMOD_ISA {
+namespace {
+
+// A tile of products in registers: kRows x kVectors vectors of sums.
+#if defined(__AVX512F__)
+constexpr int kRows = 12;
+#else
+constexpr int kRows = 6;
+#endif
+constexpr int kVectors = 2;
+template <class A> constexpr int kWide = kVectors * kLanes<A>;
+static_assert(12 % kRows == 0 && 32 % kWide<float> == 0 && kPlaneTiles % kWide<float> == 0 && kMostTiles % kPlaneTiles == 0 && kPixelTiles % kRows == 0 && kPixelVector % kLanes<float> == 0, "blocks are whole register tiles");
+
+// Memory that is written before it is read, aligned to whole vectors.
+template <class A> class Workspace {
+ public:
+  explicit Workspace(int64_t n) : memory_(new A[(size_t)(n + kLanes<A>)]) {
+    constexpr uintptr_t whole = sizeof(Vector<A>);
+    data_ = (A*)(((uintptr_t)memory_.get() + whole - 1) / whole * whole);
+  }
+  A* data() { return data_; }
+
+ private:
+  std::unique_ptr<A[]> memory_;
+  A* data_;
+};
+
+// Terms that are summed in one go: sums of sums round less than one long sum does.
+constexpr int64_t kTerms = 64;
+
+// out[r][c] = sum over k < n of left(k, r) * right[k * right_step + c], with `more` added to what is there. left(k, r) is
+// left[k * left_step + r], or left[k + r * left_step] if its rows are what is contiguous.
+template <bool ROWS, class A>
+static inline void multiply(const A* __restrict left, int64_t left_step, const A* __restrict right, int64_t right_step, int64_t n, A* __restrict out, int64_t out_row, bool more = false) {
+  using V = Vector<A>;
+  constexpr int L = kLanes<A>;
+  for (int64_t first = 0; first < n; first += kTerms) {
+    const int64_t last = n - first < kTerms ? n : first + kTerms;
+    V sums[kRows][kVectors] = {};
+    for (int64_t k = first; k < last; k++) {
+      V at[kVectors];
+      for (int v = 0; v < kVectors; v++) at[v] = load_lanes<A>(right + k * right_step + v * L);
+      for (int r = 0; r < kRows; r++)
+        for (int v = 0; v < kVectors; v++) sums[r][v] += (ROWS ? left[k + r * left_step] : left[k * left_step + r]) * at[v];
+    }
+    for (int r = 0; r < kRows; r++)
+      for (int v = 0; v < kVectors; v++) {
+        A* place = out + r * out_row + v * L;
+        store_lanes<A>(place, first || more ? load_lanes<A>(place) + sums[r][v] : sums[r][v]);
+      }
+  }
+}
+
+// Transposes a square of as many vectors as each has lanes: halves, quarters, ... change places.
+template <class A, int WIDTH> static inline void exchange(Vector<A>* rows) {
+  constexpr int L = kLanes<A>;
+  using Lane = std::conditional_t<sizeof(A) == 4, VectorI, VectorL>;
+  Lane low{}, high{};
+  for (int l = 0; l < L; l++) {
+    low[l] = l & WIDTH ? l - WIDTH + L : l;
+    high[l] = l & WIDTH ? l + L : l + WIDTH;
+  }
+  for (int i = 0; i < L; i++) {
+    if (i & WIDTH) continue;
+    const Vector<A> a = rows[i], b = rows[i + WIDTH];
+    rows[i] = __builtin_shuffle(a, b, low);
+    rows[i + WIDTH] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (WIDTH > 1) exchange<A, WIDTH / 2>(rows);
+}
+
+// --- Patches: B' d B, from the horizontal part of each of four rows.
+
+template <class A> struct Patch {
+  using V = Vector<A>;
+  V rows[4][4];
+  void row(int a, V d0, V d1, V d2, V d3) {
+    rows[a][0] = d0 - d2;
+    rows[a][1] = d1 + d2;
+    rows[a][2] = d2 - d1;
+    rows[a][3] = d1 - d3;
+  }
+  void store(A* out, int64_t frequency) const {
+    for (int b = 0; b < 4; b++) {
+      store_lanes<A>(out + b * frequency, rows[0][b] - rows[2][b]);
+      store_lanes<A>(out + (4 + b) * frequency, rows[1][b] + rows[2][b]);
+      store_lanes<A>(out + (8 + b) * frequency, rows[2][b] - rows[1][b]);
+      store_lanes<A>(out + (12 + b) * frequency, rows[1][b] - rows[3][b]);
+    }
+  }
+};
+
+// Consecutive tiles of one row of tiles.
+struct Run {
+  int64_t image, row, column, length;
+  template <class Problem> Run(const Problem& p, int64_t tile, int64_t most) {
+    const int64_t of_image = p.tile_rows() * p.tile_columns(), inside = tile % of_image;
+    image = tile / of_image;
+    row = inside / p.tile_columns();
+    column = inside % p.tile_columns();
+    length = p.tile_columns() - column < most ? p.tile_columns() - column : most;
+  }
+};
+
+// even[i] = line[2 (column + i)] and odd[i] = line[2 (column + i) - 1], zero outside; `line` is null if it is outside.
+template <class A> static void split(const A* __restrict line, int64_t width, int64_t column, int64_t length, A* __restrict even, A* __restrict odd) {
+  if (!line) {
+    for (int64_t i = 0; i <= length; i++) even[i] = odd[i] = 0;
+    return;
+  }
+  const int64_t begin = 2 * column, whole = (width - begin) / 2, inside = whole < length ? whole : length;
+  const A* __restrict from = line + begin;
+  odd[0] = begin ? from[-1] : A(0);
+  for (int64_t i = 0; i < inside; i++) {
+    even[i] = from[2 * i];
+    odd[i + 1] = from[2 * i + 1];
+  }
+  for (int64_t i = inside; i <= length; i++) {
+    even[i] = begin + 2 * i < width ? from[2 * i] : A(0);
+    if (i < length) odd[i + 1] = begin + 2 * i + 1 < width ? from[2 * i + 1] : A(0);
+  }
+}
+
+// Transformed patches of an image with as many channels as `zeros` has zeros, `pitch` apart. PROBLEM: whose tiles they are.
+template <class A, class Problem>
+static void pixel_patches(const Problem& p, const A* image, int64_t channels, int64_t tile, int64_t count, const A* zeros, A* patches, int64_t frequency, int64_t pitch) {
+  for (int64_t t = 0; t < count; t++) {
+    const Run run(p, tile + t, 1);
+    const A* pixels[4][4];
+    for (int a = 0; a < 4; a++)
+      for (int b = 0; b < 4; b++) {
+        const int64_t y = 2 * run.row - 1 + a, x = 2 * run.column - 1 + b;
+        const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
+        pixels[a][b] = inside ? image + ((run.image * p.height + y) * p.width + x) * channels : zeros;
+      }
+    for (int64_t c = 0; c < channels; c += kLanes<A>) {
+      Patch<A> patch;
+      for (int a = 0; a < 4; a++)
+        patch.row(a, load_lanes<A>(pixels[a][0] + c), load_lanes<A>(pixels[a][1] + c), load_lanes<A>(pixels[a][2] + c), load_lanes<A>(pixels[a][3] + c));
+      patch.store(patches + t * pitch + c, frequency);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace GENMOD_ISA
+}  // namespace genmod
