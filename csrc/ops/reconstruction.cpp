@@ -79,7 +79,7 @@ struct Gradients {
 
   Gradients(ReconstructionBackward& p, const Inputs& in, const Tensor& like, const std::optional<Tensor>& scale, int64_t wanted)
       : output(make(like, wanted & 1, in.format)),
-        log_scale(scale ? make(*scale, wanted & 2, in.format) : make(like, false, in.format)),
+        log_scale(scale && (wanted & 2) ? make(*scale, true, in.format) : make(like, false, in.format)),
         want_sum((wanted & 2) && scale && !scale->dim()) {
     const Dtype dtype = dtype_of(like);
     p.out_cols = p.numel;

@@ -436,3 +436,12 @@ def test_reconstruction_loss_refuses():
         nn.ReconstructionLoss("mse", reduction="total")
     with pytest.raises(TypeError, match=r"sigma.*'bernoulli'.*weight"):
         nn.ReconstructionLoss("bernoulli", sigma=1.0)
+
+
+@every_backend
+def test_a_gradient_that_nobody_wants_has_the_dtype_of_the_output(backend):
+    output, scale = torch.randn(2, 3), torch.zeros((), dtype=torch.bfloat16)
+    options = ("gaussian", False, 0.0, -30.0, 256, "sum")
+    with genmod.backend(backend):
+        found = torch.ops.genmod.reconstruction_backward(torch.ones(()), output, output, scale, None, *options, 1)
+    assert [(g.dtype, tuple(g.shape)) for g in found] == [(torch.float32, (2, 3)), (torch.float32, (0,))]
