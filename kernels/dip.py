@@ -85,7 +85,7 @@ def _products(
     products = tl.zeros([TILE, TILE], out.dtype.element_ty)
     first = index * part
     line = mean + first.to(tl.int64) * mean_row
-    for _ in tl.range(first, tl.minimum(first + part, rows), loop_unroll_factor=4):
+    for _ in tl.range(first, tl.minimum(first + part, rows), loop_unroll_factor=2):
         of_i = tl.load(line + i.to(tl.int64) * mean_dim, mask=i < dims, other=0.0).to(out.dtype.element_ty) - average_i
         of_j = tl.load(line + j.to(tl.int64) * mean_dim, mask=j < dims, other=0.0).to(out.dtype.element_ty) - average_j
         products += of_i[:, None] * of_j[None, :]
