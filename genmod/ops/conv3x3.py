@@ -61,18 +61,18 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
 def _stock_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether PyTorch's own convolution was measured to be faster than the CPU's kernel.
 
-        That is so where channels do not fill the kernel's registers, and where the weight's transform, which is made at
-        each call, is shared by few tiles of 2x2 pixels. Measured with two threads and AVX-512, float32, forward and
-        forward+backward, as eager's time over ours, contiguous and channels_last:
+    That is so where channels do not fill the kernel's registers, and where the weight's transform, which is made at
+    each call, is shared by few tiles of 2x2 pixels. Measured with two threads and AVX-512, float32, forward and
+    forward+backward, as eager's time over ours, contiguous and channels_last:
 
-            [4, 64, 8, 8] to 64      1.17 0.94    1.32 0.88        [8, 256, 4, 4] to 256       0.45 0.54    0.82 0.83
+        [4, 64, 8, 8] to 64      1.17 0.94    1.32 0.88        [8, 256, 4, 4] to 256       0.45 0.54    0.82 0.83
         [1, 64, 16, 16] to 64    1.14 0.90    1.39 0.96        [8, 256, 8, 8] to 256       0.93 0.71    1.03 0.96
-        [4, 16, 32, 32] to 16    1.38 0.93    0.86 0.68        [1, 256, 32, 32] to 256     1.19 1.23    1.06 1.05
-        [1, 32, 32, 32] to 32    1.59 1.13    1.14 0.90        [1, 128, 16, 16] to 128     1.00 0.88    0.92 0.79
-        [1, 64, 32, 32] to 64    1.64 1.11    1.34 0.96        [1, 128, 32, 32] to 128     1.30 1.23    1.24 1.12
-        [16, 8, 32, 32] to 32    1.22 0.98    0.50 0.54        [1, 64, 128, 128] to 64     2.90 1.27    1.62 1.39
+        [4, 16, 32, 32] to 16    1.38 0.93    0.86 0.68        [1, 256, 32, 32] to 256     1.21 1.21    1.13 1.05
+        [1, 32, 32, 32] to 32    1.58 1.17    1.28 0.90        [1, 128, 16, 16] to 128     1.00 0.88    0.92 0.79
+        [1, 64, 32, 32] to 64    1.57 1.08    1.38 1.00        [1, 128, 32, 32] to 128     1.29 1.15    1.24 1.07
+        [16, 8, 32, 32] to 32    1.22 0.98    0.50 0.54        [1, 64, 128, 128] to 64     1.78 1.27    1.65 1.40
 
-    With gradients the smaller ones are too small for the calls around the kernels.
+    With AVX2 it gains a little more. With gradients the smaller ones are too small for the calls around the kernels.
     """
     if backends.forced() is not None:
         return False
