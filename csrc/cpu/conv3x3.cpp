@@ -233,7 +233,7 @@ template <class A, bool DOUBLED> static void convolve_planes(const Conv3x3& p, i
     for (int64_t f = 0; f < frequencies; f++)
       for (int64_t panel = 0; panel < count_of_panels; panel++)
         for (int64_t t = 0; t < count; t += kWide<A>)
-          multiply<false>((const A*)p.weight + (f * count_of_panels + panel) * p.inputs * kRows, kRows, patches.data() + f * of_patches + t, p.block, p.inputs,
+          multiply<kRows, false>((const A*)p.weight + (f * count_of_panels + panel) * p.inputs * kRows, kRows, patches.data() + f * of_patches + t, p.block, p.inputs,
                          products.data() + f * of_products + panel * kRows * p.block + t, p.block);
     plane_results<A, DOUBLED>(p, tile, count, products.data(), of_products);
   }
@@ -289,7 +289,7 @@ template <class A, bool DOUBLED> static void convolve_pixels(const Conv3x3& p, i
     for (int64_t f = 0; f < frequencies; f++)
       for (int64_t panel = 0; panel < count_of_panels; panel++)
         for (int64_t t = 0; t < count; t += kRows)
-          multiply<true>(patches.data() + f * of_patches + t * p.inputs, p.inputs, (const A*)p.weight + (f * count_of_panels + panel) * p.inputs * kWide<A>, kWide<A>, p.inputs,
+          multiply<kRows, true>(patches.data() + f * of_patches + t * p.inputs, p.inputs, (const A*)p.weight + (f * count_of_panels + panel) * p.inputs * kWide<A>, kWide<A>, p.inputs,
                           products.data() + f * of_products + t * pitch + panel * kWide<A>, pitch);
     pixel_results<A, DOUBLED>(p, tile, count, products.data(), of_products, pitch);
   }

@@ -131,7 +131,7 @@ template <class A> static void accumulate_bands(const Conv3x3Gradient& p, int64_
     const int64_t f = band / count, row = band % count * kRows;
     const A *left = (const A*)p.of_grad + f * p.count * grad_pitch + row, *right = (const A*)p.of_image + f * p.count * image_pitch;
     A* out = (A*)p.products + (f * grad_pitch + row) * image_pitch;
-    for (int64_t c = 0; c < p.inputs; c += kWide<A>) multiply<false>(left, grad_pitch, right + c, image_pitch, p.count, out + c, image_pitch, p.begin > p.first);
+    for (int64_t c = 0; c < p.inputs; c += kWide<A>) multiply<kRows, false>(left, grad_pitch, right + c, image_pitch, p.count, out + c, image_pitch, p.begin > p.first);
   }
 }
 

@@ -2,40 +2,20 @@
 // formulas are those of genmod/reference/aggregate.py.
 #include "dip.h"
 
+#include "products.h"
 #include "tile.h"
-#include "vector.h"
 
 namespace genmod {
 namespace GENMOD_ISA {
 namespace {
 
-// A tile of products in registers: kRows x kColumns sums, with half of the registers left for what is multiplied.
+// Rows of a register tile of products; half of the registers are left for what is multiplied.
 #if defined(__AVX512F__)
 constexpr int kRows = 8;
 #else
 constexpr int kRows = 4;
 #endif
-constexpr int kVectors = 2;
-template <class A> constexpr int kColumns = kVectors * kLanes<A>;
 static_assert(kBand % kRows == 0 && kPart % kRows == 0, "bands and parts are whole tiles");
-
-// out[r][c] += sum over k < n of left[k * left_step + r * left_row] * right[k * pitch + c]
-template <class A>
-static inline void multiply(const A* __restrict left, int64_t left_step, int64_t left_row, const A* __restrict right, int64_t pitch, int64_t n, A* __restrict out, int64_t out_pitch) {
-  using V = Vector<A>;
-  V sums[kRows][kVectors] = {};
-  for (int64_t k = 0; k < n; k++) {
-    V at[kVectors];
-    for (int v = 0; v < kVectors; v++) at[v] = load_lanes<A>(right + k * pitch + v * kLanes<A>);
-    for (int r = 0; r < kRows; r++)
-      for (int v = 0; v < kVectors; v++) sums[r][v] += left[k * left_step + r * left_row] * at[v];
-  }
-  for (int r = 0; r < kRows; r++)
-    for (int v = 0; v < kVectors; v++) {
-      A* place = out + r * out_pitch + v * kLanes<A>;
-      store_lanes<A>(place, load_lanes<A>(place) + sums[r][v]);
-    }
-}
 
 struct PartRows {
   int64_t begin, count;
@@ -117,8 +97,8 @@ template <class A> static void covariance_tiles(const Covariance& p, int64_t fir
       const TilePlace place(tile);
       A* products = sums.data() + (tile - first) * kBand * kPanel;
       for (int64_t r = 0; r < kBand; r += kRows)
-        for (int64_t c = 0; c < kPanel; c += kColumns<A>)
-          multiply<A>(centred + place.row + r, pitch, 1, centred + place.column + c, pitch, count, products + r * kPanel + c, kPanel);
+        for (int64_t c = 0; c < kPanel; c += kWide<A>)
+          multiply<kRows, false>(centred + place.row + r, pitch, centred + place.column + c, pitch, count, products + r * kPanel + c, kPanel, begin > 0);
     }
   }
   for (int64_t tile = first; tile < last; tile++)
@@ -143,10 +123,9 @@ template <class A> static void pull_means(const CovarianceBackward& b, const Par
   const int64_t pitch = padded(b.dims), whole = (rows.count + kRows - 1) / kRows * kRows;
   centre((const A*)b.mean + rows.begin * b.dims, (const A*)b.average, rows.count, b.dims, b.dims, centred);
   for (int64_t k = rows.count * b.dims; k < whole * b.dims; k++) centred[k] = 0;
-  for (int64_t k = 0; k < whole * pitch; k++) pulls[k] = 0;
-  for (int64_t c = 0; c < pitch; c += kColumns<A>)
+  for (int64_t c = 0; c < pitch; c += kWide<A>)
     for (int64_t r = 0; r < whole; r += kRows)
-      multiply<A>(centred + r * b.dims, 1, b.dims, (const A*)b.slope + c, pitch, b.dims, pulls + r * pitch + c, pitch);
+      multiply<kRows, true>(centred + r * b.dims, b.dims, (const A*)b.slope + c, pitch, b.dims, pulls + r * pitch + c, pitch);
   A* d_mean = (A*)b.d_mean + rows.begin * b.dims;
   for (int64_t k = 0; k < rows.count; k++)
     for (int64_t d = 0; d < b.dims; d++) d_mean[k * b.dims + d] = pulls[k * pitch + d];

@@ -1,7 +1,7 @@
 // What minimal filtering is made of: transformed patches, products of them that stay in registers, and where tiles lie.
 #pragma once
 #include "conv3x3.h"
-#include "vector.h"
+#include "products.h"
 
 #include <memory>
 #include <type_traits>
@@ -10,14 +10,12 @@ namespace genmod {
 namespace GENMOD_ISA {
 namespace {
 
-// A tile of products in registers: kRows x kVectors vectors of sums.
+// Rows of a register tile of products.
 #if defined(__AVX512F__)
 constexpr int kRows = 12;
 #else
 constexpr int kRows = 6;
 #endif
-constexpr int kVectors = 2;
-template <class A> constexpr int kWide = kVectors * kLanes<A>;
 static_assert(12 % kRows == 0 && 32 % kWide<float> == 0 && kPlaneTiles % kWide<float> == 0 && kMostTiles % kPlaneTiles == 0 && kPixelTiles % kRows == 0 && kPixelVector % kLanes<float> == 0, "blocks are whole register tiles");
 
 // Memory that is written before it is read, aligned to whole vectors.
@@ -33,32 +31,6 @@ template <class A> class Workspace {
   std::unique_ptr<A[]> memory_;
   A* data_;
 };
-
-// Terms that are summed in one go: sums of sums round less than one long sum does.
-constexpr int64_t kTerms = 64;
-
-// out[r][c] = sum over k < n of left(k, r) * right[k * right_step + c], with `more` added to what is there. left(k, r) is
-// left[k * left_step + r], or left[k + r * left_step] if its rows are what is contiguous.
-template <bool ROWS, class A>
-static inline void multiply(const A* __restrict left, int64_t left_step, const A* __restrict right, int64_t right_step, int64_t n, A* __restrict out, int64_t out_row, bool more = false) {
-  using V = Vector<A>;
-  constexpr int L = kLanes<A>;
-  for (int64_t first = 0; first < n; first += kTerms) {
-    const int64_t last = n - first < kTerms ? n : first + kTerms;
-    V sums[kRows][kVectors] = {};
-    for (int64_t k = first; k < last; k++) {
-      V at[kVectors];
-      for (int v = 0; v < kVectors; v++) at[v] = load_lanes<A>(right + k * right_step + v * L);
-      for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < kVectors; v++) sums[r][v] += (ROWS ? left[k + r * left_step] : left[k * left_step + r]) * at[v];
-    }
-    for (int r = 0; r < kRows; r++)
-      for (int v = 0; v < kVectors; v++) {
-        A* place = out + r * out_row + v * L;
-        store_lanes<A>(place, first || more ? load_lanes<A>(place) + sums[r][v] : sums[r][v]);
-      }
-  }
-}
 
 // Transposes a square of as many vectors as each has lanes: halves, quarters, ... change places.
 template <class A, int WIDTH> static inline void exchange(Vector<A>* rows) {

@@ -3,6 +3,7 @@
 #include "cpu/aggregate.h"
 #include "cpu/dip.h"
 
+#include "parallel.h"
 #include "tensors.h"
 
 #include <algorithm>
@@ -16,9 +17,7 @@ namespace {
 
 // Runs a kernel over `count` pieces of `work` element-operations each, on as many threads as that is worth.
 template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t count, double work) {
-  const int64_t grain = std::max<int64_t>(1, (int64_t)(100000 / std::max(work, 1.0)));
-  if (count <= grain) return kernel(p, 0, count);
-  torch::stable::parallel_for(0, count, grain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
+  run_pieces(kernel, p, count, work, 100000);
 }
 
 const AggregateKernels& kernels() { return GENMOD_SELECT(aggregate_kernels); }

@@ -2,16 +2,13 @@
 #pragma once
 #include "cpu/conv3x3.h"
 
+#include "parallel.h"
 #include "tensors.h"
-
-#include <algorithm>
 
 namespace genmod {
 
-template <class Params> void run_items(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t items, double work_of_item) {
-  const int64_t grain = std::max<int64_t>(1, (int64_t)(200000 / std::max(work_of_item, 1.0)));
-  if (items <= grain) return kernel(p, 0, items);
-  torch::stable::parallel_for(0, items, grain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
+template <class Params> void run_items(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t items, double work) {
+  run_pieces(kernel, p, items, work, 200000);
 }
 
 // Blocks that fall evenly on the threads; larger ones where the weight is large, which is read again for each of them.

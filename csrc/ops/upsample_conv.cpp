@@ -15,9 +15,7 @@ constexpr int64_t kTileBytes = 2 << 20;  // of taps: they are written, read once
 constexpr int64_t kGrainElements = 1 << 14;  // of work for a thread
 
 template <class Params> void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t items, int64_t elements_per_item) {
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(elements_per_item, 1));
-  if (items <= grain) return kernel(p, 0, items);
-  torch::stable::parallel_for(0, items, grain, [&](int64_t first, int64_t last) { kernel(p, first, last); });
+  run_pieces(kernel, p, items, (double)elements_per_item, (double)kGrainElements);
 }
 
 void copy(StridedCopy p) {
