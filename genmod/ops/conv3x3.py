@@ -72,7 +72,7 @@ def _stock_is_faster(x: Tensor, weight: Tensor) -> bool:
         [1, 64, 32, 32] to 64    1.57 1.08    1.38 1.00        [1, 128, 32, 32] to 128     1.29 1.15    1.24 1.07
         [16, 8, 32, 32] to 32    1.22 0.98    0.50 0.54        [1, 64, 128, 128] to 64     1.78 1.27    1.65 1.40
 
-    With AVX2 it gains a little more. With gradients the smaller ones are too small for the calls around the kernels.
+    With gradients the smaller ones are too small for the calls around the kernels.
     """
     if backends.forced() is not None:
         return False

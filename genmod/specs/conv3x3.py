@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from genmod import ops
-from genmod.registry import BadCall, OpSpec, Sample, Workload, register
+from genmod.registry import OpSpec, Sample, Workload, register
+from genmod.specs._convolutions import bad_calls, channels_last, draw, workload
 
 
 def eager_conv3x3(x, weight, bias=None):
@@ -18,21 +18,12 @@ def eager_conv3x3(x, weight, bias=None):
     return F.conv2d(x, weight, bias, padding=1)
 
 
-def _draw(device: torch.device, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
-    # Drawn in float64, so that every dtype sees the same numbers up to rounding.
-    return (scale * torch.randn(*shape, dtype=torch.float64)).to(device, dtype)
-
-
-def _channels_last(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last)
-
-
 def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     def make(name: str, shape: tuple[int, ...], outputs: int, bias: bool = True) -> Sample:
-        x, weight = _draw(device, dtype, *shape), _draw(device, dtype, outputs, shape[1], 3, 3, scale=0.3)
-        return Sample(name, (x, weight, _draw(device, dtype, outputs) if bias else None))
+        x, weight = draw(device, dtype, *shape), draw(device, dtype, outputs, shape[1], 3, 3, scale=0.3)
+        return Sample(name, (x, weight, draw(device, dtype, outputs) if bias else None))
 
-    def laid_out(name: str, sample: Sample, lay_out: Callable[[Tensor], Tensor] = _channels_last) -> Sample:
+    def laid_out(name: str, sample: Sample, lay_out: Callable[[Tensor], Tensor] = channels_last) -> Sample:
         return Sample(name, (*map(lay_out, sample.args[:2]), sample.args[2]))
 
     yield make("plain", (2, 3, 4, 6), 2)
@@ -54,38 +45,13 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield laid_out("channels_last, one pixel", make("", (2, 16, 1, 1), 16))
     sample = make("", (2, 3, 4, 5), 2)
     yield laid_out("permuted", sample, lambda t: t.transpose(2, 3).contiguous().transpose(2, 3))
-    x = _draw(device, dtype, 4, 5, 6, 7)[1:3, 1:4, 2:5, 1:6]
+    x = draw(device, dtype, 4, 5, 6, 7)[1:3, 1:4, 2:5, 1:6]
     yield Sample("slice with offset", (x, *make("", (2, 3, 3, 5), 2).args[1:]))
-    yield Sample("expanded", (_draw(device, dtype, 1, 3, 1, 1).expand(2, 3, 2, 3), *sample.args[1:]))
+    yield Sample("expanded", (draw(device, dtype, 1, 3, 1, 1).expand(2, 3, 2, 3), *sample.args[1:]))
 
 
-def _bad() -> Iterator[BadCall]:
-    op: Any = ops.conv3x3
-    x, w = torch.zeros(1, 4, 3, 3), torch.zeros(2, 4, 3, 3)
-    yield BadCall("not a tensor", lambda: op([1.0], w), TypeError, ("x", "list", "tensor"))
-    yield BadCall("integers", lambda: op(x.int(), w.int()), TypeError, ("x", "int32", "float32"))
-    yield BadCall("unbatched", lambda: op(x[0], w), ValueError, ("x", "(4, 3, 3)", "[N, C, H, W]"))
-    yield BadCall("no pixels", lambda: op(x[:, :, :0], w), ValueError, ("x", "(1, 4, 0, 3)", "pixel"))
-    yield BadCall("kernel", lambda: op(x, torch.zeros(2, 4, 5, 5)), ValueError, ("weight", "(2, 4, 5, 5)", "3x3"))
-    yield BadCall("input channels", lambda: op(x, w[:, :3]), ValueError, ("weight", "(2, 3, 3, 3)", "4 channels"))
-    yield BadCall("no output channels", lambda: op(x, w[:0]), ValueError, ("weight", "(0, 4, 3, 3)", "Cout"))
-    yield BadCall("bias", lambda: op(x, w, torch.zeros(3)), ValueError, ("bias", "(3,)", "(2,)"))
-    yield BadCall("weight dtype", lambda: op(x, w.half()), TypeError, ("weight", "float16", "float32"))
-    yield BadCall("bias dtype", lambda: op(x, w, torch.zeros(2).double()), TypeError, ("bias", "float64", "float32"))
-    yield BadCall("devices", lambda: op(x, w.to("meta")), ValueError, ("weight", "meta", "cpu"))
-    huge = torch.zeros(1).expand(1 << 20, 4, 1 << 15, 1 << 15)
-    yield BadCall("more than memory", lambda: op(huge, w), ValueError, ("x", "GiB", "32768"))
-
-
-def _workload(name: str, shape: tuple[int, ...], outputs: int, channels_last: bool = False) -> Workload:
-    def make(device: torch.device, dtype: torch.dtype) -> Sample:
-        scale = (9 * shape[1]) ** -0.5
-        x, weight, bias = torch.randn(shape), scale * torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)
-        form = torch.channels_last if channels_last else torch.contiguous_format
-        x, weight = (t.to(device, dtype).contiguous(memory_format=form) for t in (x, weight))
-        return Sample(name, (x, weight, bias.to(device, dtype)))
-
-    return Workload(f"{name} {list(shape)} to {outputs}{', channels_last' if channels_last else ''}", make)
+def _workload(name: str, shape: tuple[int, ...], outputs: int, last: bool = False) -> Workload:
+    return workload(f"{name} {list(shape)} to {outputs}{', channels_last' if last else ''}", shape, outputs, last)
 
 
 def _outputs(sample: Sample) -> int:
@@ -115,7 +81,7 @@ register(
         dispatcher_ops=("conv3x3", "conv3x3_weight_gradient"),
         differentiable=(0, 1, 2),
         samples=_samples,
-        bad_calls=_bad,
+        bad_calls=lambda: bad_calls(ops.conv3x3, "32768"),
         workloads=(
             _workload("decoder", (1, 128, 64, 64), 128),
             _workload("decoder", (1, 128, 64, 64), 128, True),

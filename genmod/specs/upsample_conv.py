@@ -11,17 +11,8 @@ from torch import Tensor
 
 from genmod import ops
 from genmod.registry import BadCall, OpSpec, Sample, Workload, register
+from genmod.specs._convolutions import bad_calls, channels_last, draw, workload
 from genmod.specs.norm_act import batch_norm_gain
-
-
-def _draw(device: torch.device, dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
-    # Drawn in float64, so that every dtype sees the same numbers up to rounding.
-    return (scale * torch.randn(*shape, dtype=torch.float64)).to(device, dtype)
-
-
-def _channels_last(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last)
-
 
 # upsample_conv2d.
 
@@ -40,12 +31,12 @@ def eager_upsample_conv2d(x, weight, bias=None, *, groups=1, activation="identit
 
 def _upsample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     def make(name: str, shape: tuple[int, ...], outputs: int, groups: int = 1, bias: bool = True) -> Sample:
-        x = _draw(device, dtype, *shape)
-        weight = _draw(device, dtype, outputs, shape[1] // groups, 3, 3, scale=0.3)
-        args = (x, weight, _draw(device, dtype, outputs) if bias else None)
+        x = draw(device, dtype, *shape)
+        weight = draw(device, dtype, outputs, shape[1] // groups, 3, 3, scale=0.3)
+        args = (x, weight, draw(device, dtype, outputs) if bias else None)
         return Sample(name, args, {"groups": groups} if groups > 1 else {})
 
-    def laid_out(name: str, sample: Sample, lay_out=_channels_last) -> Sample:
+    def laid_out(name: str, sample: Sample, lay_out=channels_last) -> Sample:
         return Sample(name, (*map(lay_out, sample.args[:2]), *sample.args[2:]), sample.kwargs)
 
     yield make("plain", (2, 3, 4, 5), 2)
@@ -75,45 +66,22 @@ def _upsample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Samp
     yield laid_out("channels_last, to one channel", make("", (1, 5, 3, 4), 1))
     sample = make("", (2, 3, 4, 5), 2)
     yield laid_out("permuted", sample, lambda t: t.transpose(2, 3).contiguous().transpose(2, 3))
-    x = _draw(device, dtype, 4, 5, 6, 7)[1:3, 1:4, 2:5, 1:6]
+    x = draw(device, dtype, 4, 5, 6, 7)[1:3, 1:4, 2:5, 1:6]
     yield Sample("slice with offset", (x, *make("", (2, 3, 3, 5), 2).args[1:]))
-    x = _channels_last(_draw(device, dtype, 2, 6, 3, 3))[:, ::2]
+    x = channels_last(draw(device, dtype, 2, 6, 3, 3))[:, ::2]
     yield Sample("every other channel", (x, *make("", (2, 3, 3, 3), 2).args[1:]))
-    yield Sample("expanded", (_draw(device, dtype, 1, 3, 1, 1).expand(2, 3, 2, 3), *sample.args[1:]))
+    yield Sample("expanded", (draw(device, dtype, 1, 3, 1, 1).expand(2, 3, 2, 3), *sample.args[1:]))
 
 
 def _bad_upsample() -> Iterator[BadCall]:
     op: Any = ops.upsample_conv2d
     x, w = torch.zeros(1, 4, 3, 3), torch.zeros(2, 4, 3, 3)
-    yield BadCall("not a tensor", lambda: op([1.0], w), TypeError, ("x", "list", "tensor"))
-    yield BadCall("integers", lambda: op(x.int(), w.int()), TypeError, ("x", "int32", "float32"))
-    yield BadCall("unbatched", lambda: op(x[0], w), ValueError, ("x", "(4, 3, 3)", "[N, C, H, W]"))
-    yield BadCall("no pixels", lambda: op(x[:, :, :0], w), ValueError, ("x", "(1, 4, 0, 3)", "pixel"))
-    yield BadCall("kernel", lambda: op(x, torch.zeros(2, 4, 5, 5)), ValueError, ("weight", "(2, 4, 5, 5)", "3x3"))
-    yield BadCall("input channels", lambda: op(x, w[:, :3]), ValueError, ("weight", "(2, 3, 3, 3)", "4 channels"))
-    yield BadCall("no output channels", lambda: op(x, w[:0]), ValueError, ("weight", "(0, 4, 3, 3)", "Cout"))
+    yield from bad_calls(op, "65536")
     yield BadCall("groups of inputs", lambda: op(x, w, groups=3), ValueError, ("groups", "3", "4 channels"))
     yield BadCall("groups of outputs", lambda: op(x, w[:, :1], groups=4), ValueError, ("groups", "4", "2 output"))
     yield BadCall("no groups", lambda: op(x, w, groups=0), ValueError, ("groups", "0"))
     yield BadCall("groups in words", lambda: op(x, w, groups="1"), TypeError, ("groups", "str", "integer"))
-    yield BadCall("bias", lambda: op(x, w, torch.zeros(3)), ValueError, ("bias", "(3,)", "(2,)"))
-    yield BadCall("weight dtype", lambda: op(x, w.half()), TypeError, ("weight", "float16", "float32"))
-    yield BadCall("bias dtype", lambda: op(x, w, torch.zeros(2).double()), TypeError, ("bias", "float64", "float32"))
-    yield BadCall("devices", lambda: op(x, w.to("meta")), ValueError, ("weight", "meta", "cpu"))
     yield BadCall("activation", lambda: op(x, w, activation="swish"), ValueError, ("activation", "swish", "silu"))
-    huge = torch.zeros(1).expand(1 << 20, 4, 1 << 15, 1 << 15)
-    yield BadCall("more than memory", lambda: op(huge, w), ValueError, ("x", "GiB", "65536"))
-
-
-def _upsample_workload(name: str, shape: tuple[int, ...], outputs: int, channels_last: bool = False) -> Workload:
-    def make(device: torch.device, dtype: torch.dtype) -> Sample:
-        scale = (9 * shape[1]) ** -0.5
-        x, weight, bias = torch.randn(shape), scale * torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)
-        form = torch.channels_last if channels_last else torch.contiguous_format
-        x, weight = (t.to(device, dtype).contiguous(memory_format=form) for t in (x, weight))
-        return Sample(name, (x, weight, bias.to(device, dtype)))
-
-    return Workload(name, make)
 
 
 def _upsample_bytes(sample: Sample, backward: bool) -> int:
@@ -159,17 +127,15 @@ register(
         samples=_upsample_samples,
         bad_calls=_bad_upsample,
         workloads=(
-            _upsample_workload("decoder [16, 128, 32, 32] to 128", (16, 128, 32, 32), 128),
-            _upsample_workload("decoder [16, 128, 32, 32] to 128, channels_last", (16, 128, 32, 32), 128, True),
-            _upsample_workload("quarter AutoencoderKL [1, 128, 64, 64] to 128", (1, 128, 64, 64), 128),
-            _upsample_workload("GAN stem [16, 512, 4, 4] to 256", (16, 512, 4, 4), 256),
-            _upsample_workload("to pixels [16, 64, 32, 32] to 3", (16, 64, 32, 32), 3),
-            _upsample_workload("small [1, 64, 8, 8] to 32", (1, 64, 8, 8), 32),
+            workload("decoder [16, 128, 32, 32] to 128", (16, 128, 32, 32), 128),
+            workload("decoder [16, 128, 32, 32] to 128, channels_last", (16, 128, 32, 32), 128, True),
+            workload("quarter AutoencoderKL [1, 128, 64, 64] to 128", (1, 128, 64, 64), 128),
+            workload("GAN stem [16, 512, 4, 4] to 256", (16, 512, 4, 4), 256),
+            workload("to pixels [16, 64, 32, 32] to 3", (16, 64, 32, 32), 3),
+            workload("small [1, 64, 8, 8] to 32", (1, 64, 8, 8), 32),
         ),
         gpu_workloads=(
-            _upsample_workload(
-                "AutoencoderKL at 1024, channels_last [1, 512, 256, 256] to 512", (1, 512, 256, 256), 512, True
-            ),
+            workload("AutoencoderKL at 1024, channels_last [1, 512, 256, 256] to 512", (1, 512, 256, 256), 512, True),
         ),
         bytes_moved=_upsample_bytes,
         flops=_upsample_flops,
@@ -216,12 +182,12 @@ def _transposed_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sa
     # In training without running statistics: they would be written to. tests/ops/test_upsample_conv.py looks at them.
     def make(name, shape, outputs, training, kernel=4, bias=False, lay_out=lambda t: t, **options):
         groups = options.get("groups", 1)
-        x = lay_out(_draw(device, dtype, *shape))
-        weight = lay_out(_draw(device, dtype, shape[1], outputs // groups, kernel, kernel, scale=0.3))
-        mean, var = _draw(device, dtype, outputs, scale=0.5), _draw(device, dtype, outputs).square() + 0.5
-        affine = 1 + _draw(device, dtype, outputs, scale=0.5), _draw(device, dtype, outputs)
+        x = lay_out(draw(device, dtype, *shape))
+        weight = lay_out(draw(device, dtype, shape[1], outputs // groups, kernel, kernel, scale=0.3))
+        mean, var = draw(device, dtype, outputs, scale=0.5), draw(device, dtype, outputs).square() + 0.5
+        affine = 1 + draw(device, dtype, outputs, scale=0.5), draw(device, dtype, outputs)
         if bias:
-            options["bias"] = _draw(device, dtype, outputs)
+            options["bias"] = draw(device, dtype, outputs)
         return Sample(name, (x, weight, *((None, None) if training else (mean, var)), *affine, training), options)
 
     yield make("plain", (2, 3, 3, 2), 2, False)
@@ -231,12 +197,12 @@ def _transposed_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sa
     yield make("from a vector", (3, 5, 1, 1), 2, True, stride=1, padding=0)
     yield make("odd", (1, 2, 3, 5), 2, False, kernel=3, output_padding=1, activation="silu")
     yield make("groups", (2, 4, 2, 2), 6, True, groups=2, activation="identity")
-    yield make("channels_last", (2, 3, 3, 2), 2, True, lay_out=_channels_last)
-    yield make("channels_last, evaluation", (2, 3, 3, 2), 2, False, lay_out=_channels_last, activation="gelu")
+    yield make("channels_last", (2, 3, 3, 2), 2, True, lay_out=channels_last)
+    yield make("channels_last, evaluation", (2, 3, 3, 2), 2, False, lay_out=channels_last, activation="gelu")
     yield make("uneven stride", (1, 2, 3, 2), 2, False, stride=(1, 2), padding=(0, 1), activation="sigmoid")
     yield make("empty batch", (0, 2, 3, 3), 2, False)
     sample = make("", (2, 3, 3, 2), 2, False)
-    x = _draw(device, dtype, 4, 5, 6, 7)[1:3, 1:4, 2:5, 1:3]
+    x = draw(device, dtype, 4, 5, 6, 7)[1:3, 1:4, 2:5, 1:3]
     yield Sample("slice with offset", (x, *sample.args[1:]), sample.kwargs)
 
 
