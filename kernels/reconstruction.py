@@ -19,7 +19,10 @@ from genmod.kernels.elementary import exp_parts, log1p_unit, log_positive
 from genmod.kernels.launch import launch
 from genmod.kernels.rows import SIZES, elements, load, place, plan, store
 
-_TENSORS = ("values", "grad_each", "output", "target", "log_scale", "weight", "d_output", "d_log_scale")
+_TENSORS = (
+    "values", "grad_each", "output", "target", "log_scale", "weight", "d_output", "d_log_scale", "by_output",
+    "by_log_scale", "d_grad_each",
+)  # fmt: skip
 _SIZES = [*SIZES, "per_sample", "grad_sum_stride", *(f"{name}_gap" for name in _TENSORS)]
 
 
@@ -88,6 +91,61 @@ def _backward(
         store(d_log_scale, index + row * d_log_scale_gap, by_log_scale, inside)
     if partials is not None:
         _store_sum(partials, tl.where(inside, by_log_scale, 0.0), 1.0)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _double_backward(
+    d_output, d_output_gap, d_log_scale, d_log_scale_gap, d_grad_each, d_grad_each_gap,
+    by_output, by_output_gap, by_log_scale, by_log_scale_gap, grad_each, grad_each_gap,
+    output, output_gap, target, target_gap, log_scale, log_scale_gap, weight, weight_gap,
+    one_log_scale, by_one_log_scale, grad_sum, grad_sum_stride, partials, grad_partials,
+    length, chunks, per_sample, cols,
+    fixed: tl.float64, low: tl.float64, half: tl.float64, log_width: tl.float64, scale: tl.float64,
+    KIND: tl.constexpr, BOUNDED: tl.constexpr,
+    PARTS: tl.constexpr, SHORT: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What arrives at the gradients that `_backward` writes (`by_output`, and `by_log_scale` or `by_one_log_scale`)
+    goes back to output and log-scale, and to the gradient that had come in: per element, or summed in
+    `grad_partials`."""
+    segment, begin, end, start = place(length, chunks, UNIT, WIDE, BLOCK)
+    index, inside, row = elements(segment, begin, end, start, cols, 0, PARTS, SHORT, UNIT, BLOCK)
+    x = load(output, index + row * output_gap, inside)
+    t = load(target, index + row * target_gap, inside).to(x.dtype)
+    if log_scale is not None:
+        s = load(log_scale, index + row * log_scale_gap, inside).to(x.dtype)
+    else:
+        s = _one_log_scale(one_log_scale, fixed, x)
+    u, v = tl.zeros_like(x), tl.zeros_like(x)
+    if by_output is not None:
+        u = load(by_output, index + row * by_output_gap, inside).to(x.dtype)
+    if by_log_scale is not None:
+        v = load(by_log_scale, index + row * by_log_scale_gap, inside).to(x.dtype)
+    elif by_one_log_scale is not None:
+        v += tl.load(by_one_log_scale).to(x.dtype)
+    if grad_each is not None:
+        g = load(grad_each, index + row * grad_each_gap, inside)
+    else:
+        value = tl.load(grad_sum + segment // per_sample * grad_sum_stride)
+        g = value * tl.full([1], scale, value.dtype)
+    s, slope = _raised(s, low, BOUNDED)
+    v *= slope
+    by_x, by_s = _slopes(x, t, s, half, KIND)
+    twice, mixed, by_s_twice = _curvatures(x, t, s, half, KIND)
+    to_output, to_log_scale = g * (u * twice + v * mixed), g * slope * (u * mixed + v * by_s_twice)
+    to_grad = u * by_x + v * by_s
+    if weight is not None:
+        w = load(weight, index + row * weight_gap, inside).to(x.dtype)
+        to_output, to_log_scale, to_grad = _weighed(to_output, w), _weighed(to_log_scale, w), _weighed(to_grad, w)
+    if d_output is not None:
+        store(d_output, index + row * d_output_gap, to_output, inside)
+    if d_log_scale is not None:
+        store(d_log_scale, index + row * d_log_scale_gap, to_log_scale, inside)
+    if d_grad_each is not None:
+        store(d_grad_each, index + row * d_grad_each_gap, to_grad, inside)
+    if partials is not None:
+        _store_sum(partials, tl.where(inside, to_log_scale, 0.0), 1.0)
+    if grad_partials is not None:
+        _store_sum(grad_partials, tl.where(inside, to_grad, 0.0), scale)
 
 
 # --- The maths, once. Comparisons, never minimum and maximum: those would lose a NaN.
@@ -210,6 +268,47 @@ def _slopes(x, t, s, half, KIND: tl.constexpr):
 
 
 @triton.jit
+def _curvatures(x, t, s, half, KIND: tl.constexpr):
+    """The derivatives of those: by output twice, by output and log-scale, and by log-scale twice."""
+    d = t - x
+    twice, mixed, by_log_scale_twice = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
+    if KIND == "bernoulli":
+        twice = _sigmoid_slope(x)
+    elif KIND == "mse":
+        twice += 2.0
+    elif KIND == "gaussian":
+        twice, _, _ = exp_parts(-s)
+        mixed = d * twice
+        by_log_scale_twice = 0.5 * d * mixed
+    elif KIND == "laplace":
+        precision, _, _ = exp_parts(-s)
+        mixed = _sign(d) * precision
+        by_log_scale_twice = d * mixed
+    elif KIND == "discretized_logistic":
+        h = tl.full([1], half, s.dtype)
+        p, m, delta, inverse = _bin(d, s, half)
+        _, below = _softplus(-p)
+        _, above = _softplus(m)
+        decay, expm1, _ = exp_parts(-delta)
+        first, last = t < h - 1.0, t > 1.0 - h
+        below, above = tl.where(last, 0.0, below), tl.where(first, 0.0, above)
+        at_p, at_m = tl.where(last, 0.0, _sigmoid_slope(p)), tl.where(first, 0.0, _sigmoid_slope(m))
+        growth = tl.where(first | last, 0.0, delta * decay / -expm1)
+        # Far out a curvature is zero before its factor is infinite, so that comes last.
+        twice = (at_p + at_m) * inverse * inverse
+        mixed = (p * at_p + m * at_m - (below - above)) * inverse
+        by_log_scale_twice = p * (p * at_p - below) + m * (m * at_m + above) + growth * (growth + (delta - 1.0))
+    return twice, mixed, by_log_scale_twice
+
+
+@triton.jit
+def _sigmoid_slope(x):
+    """sigmoid(x) sigmoid(-x)."""
+    e, _, _ = exp_parts(-tl.abs(x))
+    return e / (1.0 + e) / (1.0 + e)
+
+
+@triton.jit
 def _store_sum(pointer, total, scale):
     tl.store(pointer + tl.program_id(0), tl.sum(total, axis=0) * scale)
 
@@ -312,6 +411,58 @@ def reconstruction_backward(
     return first, second
 
 
+def reconstruction_double_backward(
+    grad_output: Tensor | None,
+    grad_log_scale: Tensor | None,
+    grad: Tensor,
+    output: Tensor,
+    target: Tensor,
+    log_scale: Tensor | None,
+    weight: Tensor | None,
+    kind: str,
+    packed: bool,
+    fixed: float,
+    min_log_scale: float | None,
+    bins: int,
+    reduction: str,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    made, written = layout.empty_loss_gradients(output, log_scale, packed, wanted >> 1)
+    like, tensors, one = _inputs(output, target, log_scale, weight, packed)
+    arriving = layout.split(grad_output, None) if packed and grad_output is not None else (grad_output, grad_log_scale)
+    by_output, by_log_scale = arriving if one is None else (grad_output, None)
+    each, summed = (grad, None) if reduction == "none" else (None, grad)
+    d_grad_each = layout.empty_output(like, _accumulate(like)) if wanted & 1 and summed is None else None
+    cut = plan(
+        like, reduction == "batch", 1, 1, d_output=written[0], d_log_scale=written[1], d_grad_each=d_grad_each,
+        **tensors, by_output=by_output, by_log_scale=by_log_scale, grad_each=each,
+    )  # fmt: skip
+    samples = like.shape[0] if reduction == "batch" else 1
+
+    def partial_sums(needed: bool) -> Tensor | None:
+        sizes = (samples, cut.programs // max(samples, 1))
+        return like.new_empty(sizes, dtype=_accumulate(like)) if needed else None
+
+    of_scale = partial_sums(one is not None and bool(wanted & 4))
+    of_grad = partial_sums(summed is not None and bool(wanted & 1))
+    arguments = cut.arguments | _options(kind, like, fixed, min_log_scale, bins, reduction)
+    arguments |= {
+        "one_log_scale": one,
+        "by_one_log_scale": None if one is None else grad_log_scale,
+        "partials": of_scale,
+        "grad_partials": of_grad,
+        "per_sample": cut.per_sample,
+        "grad_sum": summed,
+        "grad_sum_stride": summed.stride(0) if summed is not None and reduction == "batch" else 0,
+    }
+    launch(_double_backward, cut.programs, cut.num_warps, like, arguments)
+    d_log_scale = made[1] if of_scale is None else of_scale.sum().to(log_scale.dtype)
+    if d_grad_each is None and of_grad is None:
+        return grad.new_empty(0), made[0], d_log_scale
+    d_grad = d_grad_each if of_grad is None else of_grad.sum(1).view(grad.shape)
+    return d_grad, made[0], d_log_scale
+
+
 def reconstruction_with_gradient(
     output: Tensor,
     target: Tensor,
@@ -363,11 +514,10 @@ def _case(
             op(*inputs, wanted)
         else:
             losses = {"none": shape, "batch": shape[:1]}.get(reduction, ())
-            op(
-                make(*losses, of=_accumulate(output), form=form if reduction == "none" else torch.contiguous_format),
-                *inputs,
-                wanted,
-            )
+            lies = form if reduction == "none" else torch.contiguous_format
+            grad = make(*losses, of=_accumulate(output), form=lies)
+            arriving = (output, log_scale) if op is reconstruction_double_backward else ()
+            op(*arriving, grad, *inputs, wanted)
 
     return call
 
@@ -411,5 +561,25 @@ COMPILE_CASES = {
     ),
     "reconstruction_backward, mse, odd": _case(reconstruction_backward, "mse", shape=(33, 77)),
     "reconstruction_backward, l1, bfloat16": _case(reconstruction_backward, "l1", _BF16),
+    "reconstruction_double_backward, bernoulli, bfloat16, masked, per sample": _case(
+        reconstruction_double_backward, "bernoulli", _BF16, weight=torch.bool, reduction="batch", wanted=7
+    ),
+    "reconstruction_double_backward, gaussian, packed": _case(
+        reconstruction_double_backward, "gaussian", scale="packed", low=-30.0, wanted=2
+    ),
+    "reconstruction_double_backward, gaussian, one log-scale": _case(
+        reconstruction_double_backward, "gaussian", scale="one", low=-30.0, wanted=7
+    ),
+    "reconstruction_double_backward, laplace, per element": _case(
+        reconstruction_double_backward, "laplace", scale="each", reduction="none", wanted=7
+    ),
+    "reconstruction_double_backward, discretized logistic, packed": _case(
+        reconstruction_double_backward, "discretized_logistic", scale="packed", low=-7.0, wanted=2
+    ),
+    "reconstruction_double_backward, discretized logistic, float64": _case(
+        reconstruction_double_backward, "discretized_logistic", _F64, scale="each", wanted=7
+    ),
+    "reconstruction_double_backward, mse, odd": _case(reconstruction_double_backward, "mse", shape=(33, 77), wanted=2),
+    "reconstruction_double_backward, l1, bfloat16": _case(reconstruction_double_backward, "l1", _BF16, wanted=3),
     "reconstruction_with_gradient, bernoulli": _case(reconstruction_with_gradient, "bernoulli"),
 }

@@ -10,18 +10,18 @@ namespace {
 template <class A> GENMOD_INLINE A exp_of(A x) { return exp_parts(x).exp; }
 template <class A> GENMOD_INLINE A sign_of(A x) { return choose(mask_if(!(magnitude(x) > 0), x), x, times_sign(A(1), x)); }  // zero and NaN pass
 
-// softplus(x) and its derivative, from one exponential of -|x|.
-template <class A> struct Softplus { A value, slope; };
+// softplus(x) and its derivatives, from one exponential of -|x|.
+template <class A> struct Softplus { A value, slope, curvature; };
 template <class A> GENMOD_INLINE Softplus<A> softplus(A x) {
-  const A e = decay(-magnitude(x)).exp;
-  return {(x > 0 ? x : A(0)) + log1p_unit(e), (x > 0 ? A(1) : e) / (1 + e)};
+  const A e = decay(-magnitude(x)).exp, less_likely = e / (1 + e);
+  return {(x > 0 ? x : A(0)) + log1p_unit(e), (x > 0 ? A(1) : e) / (1 + e), less_likely / (1 + e)};
 }
 
 // What depends on the log-scale alone: one for all elements is worked out once, ahead of a loop that then has no branch
 // on it. For a discretised logistic also the logarithm of 1 - e^-delta, with its derivative by log delta.
-template <class A> struct Scale { A log, inverse, log_width, growth; };
+template <class A> struct Scale { A log, inverse, delta, log_width, growth; };
 template <Kind K, class A> GENMOD_INLINE Scale<A> scale_of(A s, A half) {
-  if constexpr (K == Kind::gaussian || K == Kind::laplace) return {s, exp_of(-s), 0, 0};
+  if constexpr (K == Kind::gaussian || K == Kind::laplace) return {s, exp_of(-s), 0, 0, 0};
   if constexpr (K == Kind::discretized_logistic) {
     const A precision = exp_of(-s);
     A delta = 2 * half * precision;
@@ -31,9 +31,9 @@ template <Kind K, class A> GENMOD_INLINE Scale<A> scale_of(A s, A half) {
     const bool small = delta < 1;
     // A small delta's logarithm is known, and never underflows: ln(2 half) - s.
     const A log_width = log_positive(small ? -decay.expm1 / delta : -decay.expm1) + (small ? log_positive(2 * half) - s : A(0));
-    return {s, precision, log_width, delta * decay.exp / -decay.expm1};
+    return {s, precision, delta, log_width, delta * decay.exp / -decay.expm1};
   }
-  return {s, 0, 0, 0};
+  return {s, 0, 0, 0, 0};
 }
 
 // A discretised logistic's bin: both tails' softplus, and the width, each zero where the bin has no such end.
@@ -44,8 +44,8 @@ template <class A> GENMOD_INLINE Bin<A> bin_of(A difference, A t, const Scale<A>
   const A p = (difference + half) * s.inverse, m = (difference - half) * s.inverse;
   const Softplus<A> below = softplus(-p), above = softplus(m);
   return {p, m,
-          {choose(last, zero, below.value), choose(last, zero, below.slope)},
-          {choose(first, zero, above.value), choose(first, zero, above.slope)},
+          {choose(last, zero, below.value), choose(last, zero, below.slope), choose(last, zero, below.curvature)},
+          {choose(first, zero, above.value), choose(first, zero, above.slope), choose(first, zero, above.curvature)},
           choose(first | last, zero, s.log_width), choose(first | last, zero, s.growth)};
 }
 
@@ -90,6 +90,31 @@ template <Kind K, class A> GENMOD_INLINE Slopes<A> slopes_of(A x, A t, const Sca
   }
 }
 
+// The derivatives of those again: by output and output, by output and log-scale, by log-scale and log-scale.
+template <class A> struct Curvatures { A output, mixed, log_scale; };
+template <Kind K, class A> GENMOD_INLINE Curvatures<A> curvatures_of(A x, A t, const Scale<A>& s, A half) {
+  const A d = t - x;
+  if constexpr (K == Kind::bernoulli) return {softplus(x).curvature, A(0), A(0)};
+  if constexpr (K == Kind::mse) return {A(2), A(0), A(0)};
+  if constexpr (K == Kind::l1) return {A(0), A(0), A(0)};
+  if constexpr (K == Kind::gaussian) {
+    const A scaled = d * s.inverse;
+    return {s.inverse, scaled, A(0.5) * d * scaled};
+  }
+  if constexpr (K == Kind::laplace) {
+    const A scaled = sign_of(d) * s.inverse;
+    return {A(0), scaled, d * scaled};
+  }
+  if constexpr (K == Kind::discretized_logistic) {
+    const Bin<A> bin = bin_of(d, t, s, half);
+    // Far out a curvature is zero before its factor is infinite, so that comes last.
+    const A below = bin.p * bin.below.curvature, above = bin.m * bin.above.curvature;
+    return {(bin.below.curvature + bin.above.curvature) * s.inverse * s.inverse,
+            (below + above - (bin.below.slope - bin.above.slope)) * s.inverse,
+            bin.p * (below - bin.below.slope) + bin.m * (above + bin.above.slope) + bin.growth * (bin.growth + (s.delta - 1))};
+  }
+}
+
 template <class A> GENMOD_INLINE A raise(A s, A low) { return s < low ? low : s; }
 
 // ONE: a single log-scale.
@@ -111,6 +136,28 @@ static void backward_tile(const A* __restrict x, const A* __restrict t, const A*
     dx[i] = g[i] * d.output;
     if (has_scale(K)) ds[i] = !ONE && s[i] < low ? A(0) : g[i] * d.log_scale;
     if (VALUES) values[i] = value_of<K>(x[i], t[i], scale, half);
+  }, x, t, dx);
+}
+
+// What arrives at both gradients, `u` and `v`, goes back to output and log-scale and to the gradient g that came in.
+template <Kind K, bool ONE, class A>
+static void double_backward_tile(const A* __restrict x, const A* __restrict t, const A* __restrict s, const A* __restrict g, const A* __restrict u,
+                                 const A* __restrict v, A* __restrict dx, A* __restrict ds, A* __restrict dg, A low, A half, int64_t n) {
+  const Scale<A> one = scale_of<K>(raise(*s, low), half);
+  const A one_open = *s < low ? A(0) : A(1);
+  for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
+    const Scale<A> scale = ONE ? one : scale_of<K>(raise(s[i], low), half);
+    const Slopes<A> slope = slopes_of<K>(x[i], t[i], scale, half);
+    const Curvatures<A> curvature = curvatures_of<K>(x[i], t[i], scale, half);
+    if (has_scale(K)) {
+      const A open = ONE ? one_open : s[i] < low ? A(0) : A(1);  // below its bound a log-scale has no derivatives
+      dx[i] = g[i] * (u[i] * curvature.output + open * v[i] * curvature.mixed);
+      ds[i] = g[i] * open * (u[i] * curvature.mixed + v[i] * curvature.log_scale);
+      dg[i] = u[i] * slope.output + open * v[i] * slope.log_scale;
+    } else {
+      dx[i] = g[i] * u[i] * curvature.output;
+      dg[i] = u[i] * slope.output;
+    }
   }, x, t, dx);
 }
 
@@ -213,6 +260,44 @@ template <Kind K, bool ONE, class A> static void backward_chunks(const Reconstru
   }
 }
 
+// What arrives at a gradient, as A: per element, one for all, or nothing.
+template <class A> struct Arriving {
+  const Input& in;
+  const bool per_element;
+  alignas(64) A buffer[kChunk];
+
+  Arriving(const Input& in, bool per_element) : in(in), per_element(per_element && in.rows.data) {
+    A value = 0;
+    if (!this->per_element && in.rows.data) value = *load_any<A>(in, 1, 0, 1, &value);
+    for (A& b : buffer) b = value;
+  }
+  const A* tile(int64_t cols, int64_t begin, int64_t n) { return per_element ? load_any<A>(in, cols, begin, n, buffer) : buffer; }
+};
+
+template <Kind K, bool ONE, class A> static void double_backward_chunks(const ReconstructionDoubleBackward& p, int64_t first, int64_t last) {
+  Inputs<A> in(p);
+  Spread<A> grad{(const A*)p.grad, p.grad_per_element, p.sample, (A)p.scale};
+  Arriving<A> by_output(p.by_output, true), by_log_scale(p.by_log_scale, !p.one_log_scale);
+  alignas(64) A xb[kChunk], sb[kChunk], gb[kChunk];
+  for (int64_t chunk = first; chunk < last; chunk++) {
+    const int64_t begin = chunk * kChunk, n = p.numel - begin < kChunk ? p.numel - begin : kChunk;
+    in.read(p, begin, n);
+    const A *g = grad.tile(begin, n), *u = by_output.tile(p.cols, begin, n), *v = by_log_scale.tile(p.cols, begin, n);
+    const OutTile<A> dx(p.d_output, p.out_cols, begin, n, xb), ds(p.d_log_scale, p.out_cols, begin, n, sb);
+    A* dg = p.grad_values ? (A*)p.grad_values + begin : gb;
+    double_backward_tile<K, ONE>(in.x, in.t, in.s, g, u, v, dx.data, ds.data, dg, (A)p.min_log_scale, (A)p.half, n);
+    if (in.w) {
+      weigh(dx.data, in.w, n);
+      if (has_scale(K)) weigh(ds.data, in.w, n);
+      weigh(dg, in.w, n);
+    }
+    dx.flush();
+    ds.flush();
+    if (p.sums) add_to_samples(dg, begin, n, chunk, p.sample, p.sums);
+    if (p.log_scale_sums) p.log_scale_sums[chunk] = sum(ds.data, n);
+  }
+}
+
 // Calls f with what is known at compile time: the kind, whether one log-scale serves all, and the arithmetic's type.
 template <Kind K, bool ONE, class A> struct Mode { static constexpr Kind kind = K; static constexpr bool one = ONE; using type = A; };
 template <Kind K, class F> static void with_scale(const Reconstruction& p, F&& f) {
@@ -239,10 +324,13 @@ static void forward_any(const ReconstructionForward& p, int64_t first, int64_t l
 static void backward_any(const ReconstructionBackward& p, int64_t first, int64_t last) {
   with_mode(p, [&](auto mode) { backward_chunks<decltype(mode)::kind, decltype(mode)::one, typename decltype(mode)::type>(p, first, last); });
 }
+static void double_backward_any(const ReconstructionDoubleBackward& p, int64_t first, int64_t last) {
+  with_mode(p, [&](auto mode) { double_backward_chunks<decltype(mode)::kind, decltype(mode)::one, typename decltype(mode)::type>(p, first, last); });
+}
 
 }  // namespace
 
-extern const ReconstructionKernels reconstruction_kernels{forward_any, backward_any};
+extern const ReconstructionKernels reconstruction_kernels{forward_any, backward_any, double_backward_any};
 
 }  // namespace GENMOD_ISA
 }  // namespace genmod

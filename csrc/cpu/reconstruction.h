@@ -45,9 +45,16 @@ struct ReconstructionBackward : Reconstruction {
   double* sums;            // of the values, as forward's, in the same pass; or null
 };
 
+// The gradients, by output and log-scale and by the gradient that came in, of what backward returned.
+struct ReconstructionDoubleBackward : ReconstructionBackward {
+  Input by_output, by_log_scale;  // what arrives at the two gradients, as the inputs lie; null where nothing does
+  void* grad_values;              // that of each element's incoming gradient, in the accumulation type, or null; or in sums
+};
+
 struct ReconstructionKernels {
   void (*forward)(const ReconstructionForward&, int64_t first_chunk, int64_t last_chunk);
   void (*backward)(const ReconstructionBackward&, int64_t first_chunk, int64_t last_chunk);
+  void (*double_backward)(const ReconstructionDoubleBackward&, int64_t first_chunk, int64_t last_chunk);
 };
 
 GENMOD_DECLARE(ReconstructionKernels, reconstruction_kernels)

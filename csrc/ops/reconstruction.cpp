@@ -29,33 +29,36 @@ struct Inputs {
   View view;  // of the output, or of the half of a packed one that is the mean
   bool packed;
   MemoryFormat format;
+  bool per_element;  // whether there is a log-scale for each element
   std::optional<CommonRows> rows;
 
+  // `further` tensors that lie as the output do follow in the rows, from `input(rows->views.size() - further.size())` on.
   Inputs(Reconstruction& p, const Tensor& output, const Tensor& target, const std::optional<Tensor>& log_scale, const std::optional<Tensor>& weight,
-         const std::string& kind, bool packed, double fixed, std::optional<double> min_log_scale, int64_t bins)
-      : view(packed ? View::half(output, 0) : View(output)), packed(packed), format(format_of(view)) {
+         const std::string& kind, bool packed, double fixed, std::optional<double> min_log_scale, int64_t bins, const std::vector<View>& further = {})
+      : view(packed ? View::half(output, 0) : View(output)), packed(packed), format(format_of(view)), per_element(packed || (log_scale && log_scale->dim() > 0)) {
     STD_TORCH_CHECK(!(packed && log_scale), "genmod: a packed output holds its log-scale");
-    const bool per_element = packed || (log_scale && log_scale->dim() > 0);
     std::vector<View> views{view, View(target)};
     if (per_element) views.push_back(packed ? View::half(output, 1) : View(*log_scale));
     if (weight) views.push_back(View(*weight));
-    for (const View& v : views) STD_TORCH_CHECK(v.sizes == view.sizes, "genmod: target, log_scale and weight must have the output's shape");
+    views.insert(views.end(), further.begin(), further.end());
+    for (const View& v : views) STD_TORCH_CHECK(v.sizes == view.sizes, "genmod: target, log_scale, weight and their gradients must have the output's shape");
     p.kind = parse_kind(kind);
     p.wide = dtype_of(output) == Dtype::f64;
     p.numel = view.numel();
     rows.emplace(std::move(views), format, p.numel);
     p.cols = rows->cols;
-    const auto input = [&](size_t i) { return Input{stored_as(rows->views[i].tensor), rows->rows[i]}; };
     p.output = input(0);
     p.target = input(1);
     p.log_scale = per_element ? input(2) : log_scale ? Input{dtype_of(*log_scale), {log_scale->const_data_ptr(), 0}} : Input{};
-    p.weight = weight ? input(rows->views.size() - 1) : Input{};
+    p.weight = weight ? input(per_element ? 3 : 2) : Input{};
     p.one_log_scale = !per_element;
     p.fixed = fixed;
     p.min_log_scale = min_log_scale.value_or(-std::numeric_limits<double>::infinity());
     if (!has_scale(p.kind)) STD_TORCH_CHECK(!packed && !log_scale, "genmod: this kind of reconstruction loss has no scale");
     p.half = bins > 1 ? 1. / (double)(bins - 1) : 0;
   }
+
+  Input input(size_t i) const { return {stored_as(rows->views[i].tensor), rows->rows[i]}; }
 };
 
 Tensor reconstruction(const Tensor& output, const Tensor& target, const std::optional<Tensor>& log_scale, const std::optional<Tensor>& weight, const std::string& kind,
@@ -148,11 +151,53 @@ std::tuple<Tensor, Tensor, Tensor> reconstruction_with_gradient(const Tensor& ou
   return {loss.out, gradients.output, gradients.log_scale};
 }
 
+// What arrives at the gradient of a single log-scale, or nothing.
+Input single(const std::optional<Tensor>& t) {
+  if (!t) return {};
+  STD_TORCH_CHECK(t->numel() == 1, "genmod: the gradient of a single log-scale is one number");
+  return {dtype_of(*t), {t->const_data_ptr(), 0}};
+}
+
+std::tuple<Tensor, Tensor, Tensor> reconstruction_double_backward(const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_log_scale, const Tensor& grad,
+                                                                  const Tensor& output, const Tensor& target, const std::optional<Tensor>& log_scale,
+                                                                  const std::optional<Tensor>& weight, const std::string& kind, bool packed, double fixed,
+                                                                  std::optional<double> min_log_scale, int64_t bins, const std::string& reduction, int64_t wanted) {
+  ReconstructionDoubleBackward p{};
+  const bool by_element = log_scale && log_scale->dim() > 0;
+  std::vector<View> arriving;
+  if (grad_output) arriving.push_back(packed ? View::half(*grad_output, 0) : View(*grad_output));
+  if (packed && grad_output) arriving.push_back(View::half(*grad_output, 1));
+  if (by_element && grad_log_scale) arriving.push_back(View(*grad_log_scale));
+  const Inputs in(p, output, target, log_scale, weight, kind, packed, fixed, min_log_scale, bins, arriving);
+  size_t next = in.rows->views.size() - arriving.size();
+  if (grad_output) p.by_output = in.input(next++);
+  if (next < in.rows->views.size()) p.by_log_scale = in.input(next);
+  else if (!in.per_element && log_scale) p.by_log_scale = single(grad_log_scale);
+
+  const LossGrad incoming(grad, in.view, in.format, reduction);
+  p.grad = incoming.dense.const_data_ptr();
+  p.grad_per_element = incoming.reduction.per_element;
+  p.sample = incoming.sample;
+  p.scale = incoming.reduction.scale;
+  Gradients gradients(p, in, output, log_scale, wanted >> 1);
+  std::optional<Loss> of_grad;
+  if (wanted & 1) {
+    of_grad.emplace(in.view, in.format, reduction);
+    p.grad_values = of_grad->elements;
+    p.sums = of_grad->sums_or_null();
+  }
+  run(GENMOD_SELECT(reconstruction_kernels).double_backward, p);
+  gradients.finish();
+  if (of_grad) of_grad->finish();
+  return {of_grad ? of_grad->out : Gradients::make(grad, false, in.format), gradients.output, gradients.log_scale};
+}
+
 }  // namespace
 }  // namespace genmod
 
 STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
   m.impl("reconstruction", GENMOD_BOX(&genmod::reconstruction));
   m.impl("reconstruction_backward", GENMOD_BOX(&genmod::reconstruction_backward));
+  m.impl("reconstruction_double_backward", GENMOD_BOX(&genmod::reconstruction_double_backward));
   m.impl("reconstruction_with_gradient", GENMOD_BOX(&genmod::reconstruction_with_gradient));
 }

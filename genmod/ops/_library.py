@@ -164,8 +164,15 @@ def differentiate_in_one_pass(
     return apply_of(Function)
 
 
-def differentiate_backward(op: str) -> Callable[..., Any]:
-    """Register autograd for a backward op, the vector-Jacobian product of its reference; return what to call."""
+def differentiate_backward(op: str, double_backward: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Register autograd for a backward op, the vector-Jacobian product of its reference; return what to call.
+
+    Args:
+        op: its name.
+        double_backward: `(ctx, *grads)` to one gradient per input, or None for a call that it does not cover. It takes
+            the calls whose result will not be differentiated again; `ctx.saved_tensors` are the op's tensor inputs in
+            their places, and `ctx.rest` the others.
+    """
     reference = backends.implementation("reference", op)
 
     def save(ctx: Any, *inputs: Any) -> None:
@@ -174,6 +181,10 @@ def differentiate_backward(op: str) -> Callable[..., Any]:
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         further = torch.is_grad_enabled()
+        if double_backward is not None and not further:
+            made = double_backward(ctx, *grads)
+            if made is not None:
+                return made
         results: list[Tensor | None] = [None] * len(ctx.rest)
         with torch.enable_grad():
             # Aliases, so that one input's gradient does not flow on through another that was computed from it.

@@ -379,10 +379,11 @@ def _needs_plain_autograd(target: Tensor, factor: Tensor | None) -> bool:
 #: one thread there, so its sums do not depend on how many there are.
 _SMALL = 32768
 _nn: Any = torch._C._nn  # its stubs do not know that the reduction is a number there
+_MEAN, _SUM = 1, 2
 _OF_PYTORCH = {
-    "bernoulli": lambda output, target: torch.binary_cross_entropy_with_logits(output, target, None, None, 2),
-    "mse": lambda output, target: _nn.mse_loss(output, target, 2),
-    "l1": lambda output, target: _nn.l1_loss(output, target, 2),
+    "bernoulli": lambda output, target, how: torch.binary_cross_entropy_with_logits(output, target, None, None, how),
+    "mse": _nn.mse_loss,
+    "l1": _nn.l1_loss,
 }
 
 
@@ -415,11 +416,10 @@ def _better_plain(kind: str, output: Any, target: Any, weight: Any, mask: Any, r
 
 
 def _plain(kind: str, output: Tensor, target: Tensor, reduction: str) -> Tensor:
-    total = _OF_PYTORCH[kind](output, target)
-    if reduction == "sum":
-        return total
-    count = output.shape[0] if reduction == "batchmean" else output.numel()
-    return total / count if count > 1 else total
+    if reduction == "mean" and output.numel():
+        return _OF_PYTORCH[kind](output, target, _MEAN)
+    total = _OF_PYTORCH[kind](output, target, _SUM)
+    return total / output.shape[0] if reduction == "batchmean" and output.shape[0] > 1 else total
 
 
 def _why_plain(kind: str) -> Callable[..., str]:
@@ -456,6 +456,27 @@ def _backward_fake(
     return layout.empty_loss_gradients(output, log_scale, packed, wanted)[0]
 
 
+def _double_backward_fake(
+    grad_output,
+    grad_log_scale,
+    grad,
+    output,
+    target,
+    log_scale,
+    weight,
+    kind,
+    packed,
+    fixed,
+    min_log_scale,
+    bins,
+    reduction,
+    wanted,
+):
+    like = layout.split(output, None)[0] if packed else output
+    d_grad = empty_loss(like, reduction) if wanted & 1 else grad.new_empty(0)
+    return d_grad, *layout.empty_loss_gradients(output, log_scale, packed, wanted >> 1)[0]
+
+
 def _with_gradient_fake(output, target, log_scale, weight, kind, packed, fixed, min_log_scale, bins, reduction, wanted):
     loss = _fake(output, target, log_scale, weight, kind, packed, fixed, min_log_scale, bins, reduction)
     return loss, *layout.empty_loss_gradients(output, log_scale, packed, wanted)[0]
@@ -476,6 +497,12 @@ define(
     f"reconstruction_backward(Tensor grad, {_INPUTS}, int wanted) -> (Tensor, Tensor)",
     _backward_fake,
 )
+define(
+    "reconstruction",
+    f"reconstruction_double_backward(Tensor? grad_output, Tensor? grad_log_scale, Tensor grad, {_INPUTS}, int wanted) "
+    "-> (Tensor, Tensor, Tensor)",
+    _double_backward_fake,
+)
 
 
 def _save(ctx, *inputs):
@@ -492,8 +519,21 @@ def _vjp(ctx, grad):
     return d_output if wanted & 1 else None, None, d_log_scale if wanted & 2 else None, *(None,) * 7
 
 
+def _double_backward(ctx, grad_output, grad_log_scale):
+    """Of the backward op: gradients of the incoming gradient, output and log-scale; not of target or weight."""
+    needed = ctx.needs_input_grad
+    wanted = needed[0] | needed[1] << 1 | needed[3] << 2
+    if needed[2] or needed[4] or not wanted or (grad_output is None and grad_log_scale is None):
+        return None
+    grad, *tensors = ctx.saved_tensors[:5]
+    made = _reconstruction_double_backward(grad_output, grad_log_scale, grad, *tensors, *ctx.rest[5:-1], wanted)
+    d_grad, d_output, d_log_scale = (made[i] if wanted >> i & 1 else None for i in range(3))
+    return d_grad, d_output, None, d_log_scale, *(None,) * 8
+
+
 _reconstruction = differentiate("reconstruction", _save, _vjp)
-_reconstruction_backward = differentiate_backward("reconstruction_backward")
+_reconstruction_backward = differentiate_backward("reconstruction_backward", _double_backward)
+_reconstruction_double_backward = differentiate_backward("reconstruction_double_backward")
 differentiate_backward("reconstruction_with_gradient")  # differentiable as any op is, though nobody asks for it
 
 

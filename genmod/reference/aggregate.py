@@ -84,10 +84,12 @@ def _log_weight_rows(
     rows: slice, columns: int, first_row: int, weights: tuple[float, float, float], like: Tensor
 ) -> Tensor:
     own, successor, rest = weights
-    i = torch.arange(first_row + rows.start, first_row + rows.stop, device=like.device)[:, None]
-    j = torch.arange(columns, device=like.device)
-    w = torch.full((rows.stop - rows.start, columns), rest, dtype=like.dtype, device=like.device)
-    return torch.where(i == j, own, torch.where((i + 1) % columns == j, successor, w))
+    w = like.new_full((rows.stop - rows.start, columns), rest)
+    w.diagonal(first_row + rows.start + 1).fill_(successor)
+    if first_row + rows.stop == columns:
+        w[-1, 0] = successor  # the first follows the last
+    w.diagonal(first_row + rows.start).fill_(own)
+    return w
 
 
 def _log_density(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
@@ -163,19 +165,21 @@ def total_correlation_backward(
     own = slice(first_row, first_row + rows)
     delta, precision = z - mean[own], (-logvar[own]).exp()
     pull = to_own * delta * precision
-    beside = (0, 0, first_row, batch - first_row - rows)
-    d_z, d_mean = g_kl * z - pull, functional.pad(pull, beside)
-    d_logvar = functional.pad(0.5 * (pull * delta - to_own), beside)
+    d_z, d_mean, d_logvar = g_kl * z - pull, pull, 0.5 * (pull * delta - to_own)
+    if rows < batch:
+        beside = (0, 0, first_row, batch - first_row - rows)
+        d_mean, d_logvar = functional.pad(d_mean, beside), functional.pad(d_logvar, beside)
 
     def pulls_of(
         chunk: slice, z: Tensor, mean: Tensor, logvar: Tensor, to_joint: Tensor, to_marginals: Tensor
     ) -> tuple[Tensor, ...]:
-        t = _log_density(z[chunk, None], mean, logvar)
+        delta = z[chunk, None] - mean
+        scaled = delta * (-logvar).exp()
+        t = -0.5 * (math.log(2 * math.pi) + logvar + delta * scaled)
         w = _log_weight_rows(chunk, batch, first_row, weights, z)
         of_joint, of_marginals = torch.softmax(t.sum(2) + w, 1), torch.softmax(t + w[:, :, None], 1)
         share = to_joint * of_joint[:, :, None] + to_marginals * of_marginals
-        delta = z[chunk, None] - mean
-        pull = share * delta * (-logvar).exp()
+        pull = share * scaled
         return pull.sum(1), pull.sum(0), 0.5 * (pull * delta - share).sum(0)
 
     rest = []

@@ -110,6 +110,38 @@ def _derivatives(kind: str, x: Tensor, t: Tensor, s: Tensor, bins: int) -> tuple
     return (below - above) * precision, p * below - m * above + widening
 
 
+def _second_derivatives(kind: str, x: Tensor, t: Tensor, s: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of :func:`_values`: by output twice, by output and log-scale, and by log-scale twice."""
+    zero = torch.zeros_like(x)
+    if kind == "bernoulli":
+        return torch.sigmoid(x) * torch.sigmoid(-x), zero, zero
+    if kind == "mse":
+        return torch.full_like(x, 2), zero, zero
+    if kind == "l1":
+        return zero, zero, zero
+    difference, precision = t - x, (-s).exp()
+    if kind == "gaussian":
+        scaled = difference * precision
+        return precision.expand_as(x), scaled, 0.5 * difference * scaled
+    if kind == "laplace":
+        scaled = _sign(difference) * precision
+        return zero, scaled, difference * scaled
+    half = 1 / (bins - 1)
+    p, m = (difference + half) * precision, (difference - half) * precision
+    first, last = t < half - 1, t > 1 - half
+    below, above = torch.where(last, zero, torch.sigmoid(-p)), torch.where(first, zero, torch.sigmoid(m))
+    # Of either sigmoid, the slope.
+    at_p, at_m = below * torch.sigmoid(p), above * torch.sigmoid(-m)
+    delta = 2 * half * precision
+    widening = torch.where(first | last, zero, _over_expm1(delta))
+    # Far out a slope is zero before its factor is infinite, so that comes last.
+    return (
+        (at_p + at_m) * precision * precision,
+        (p * at_p + m * at_m - (below - above)) * precision,
+        p * (p * at_p - below) + m * (m * at_m + above) + widening * (widening + (delta - 1)),
+    )
+
+
 def _sign(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), x, x.sign())  # torch's own is zero there, and the NaN would be gone
 
@@ -170,6 +202,13 @@ def reconstruction_backward(
     d_output, d_scale = g * by_output, g * by_scale
     if min_log_scale is not None:
         d_scale = torch.where(s < min_log_scale, 0.0, d_scale)  # also where the loss is infinite
+    return _as_they_belong(d_output, d_scale, output, log_scale, packed, wanted)
+
+
+def _as_they_belong(
+    d_output: Tensor, d_scale: Tensor, output: Tensor, log_scale: Tensor | None, packed: bool, wanted: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients per element as those of output and log-scale, of which bit i of `wanted` asks for number i."""
     if packed:
         d_output = torch.cat((d_output, d_scale), 1)
     form = layout.memory_format_of(layout.split(output, None)[0] if packed else output)
@@ -183,6 +222,49 @@ def reconstruction_backward(
             else d_scale.sum().to(log_scale.dtype)
         )
     return first, second
+
+
+def reconstruction_double_backward(
+    grad_output: Tensor | None,
+    grad_log_scale: Tensor | None,
+    grad: Tensor,
+    output: Tensor,
+    target: Tensor,
+    log_scale: Tensor | None,
+    weight: Tensor | None,
+    kind: str,
+    packed: bool,
+    fixed: float,
+    min_log_scale: float | None,
+    bins: int,
+    reduction: str,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `grad`, output and log-scale from those of what :func:`reconstruction_backward` returned, of which
+    either may be None. Bit i of `wanted` asks for gradient i."""
+    x, s = _parts(output, log_scale, weight, packed, fixed)
+    t, bounded = _seen(target, weight, x), s if min_log_scale is None else s.clamp(min=min_log_scale)
+    u = v = torch.zeros_like(x)
+    if grad_output is not None and packed:
+        u, v = (half.to(x.dtype) for half in layout.split(grad_output, None))
+    elif grad_output is not None:
+        u = grad_output.to(x.dtype)
+    if grad_log_scale is not None:
+        v = grad_log_scale.to(x.dtype).expand_as(x)
+    if min_log_scale is not None:
+        v = torch.where(s < min_log_scale, 0.0, v)
+    by_output, by_scale = _derivatives(kind, x, t, bounded, bins)
+    twice, mixed, by_scale_twice = _second_derivatives(kind, x, t, bounded, bins)
+    g = _weigh(reductions.spread(grad, x, reduction), weight)
+    d_output, d_scale = g * (u * twice + v * mixed), g * (u * mixed + v * by_scale_twice)
+    if min_log_scale is not None:
+        d_scale = torch.where(s < min_log_scale, 0.0, d_scale)
+    d_grad = grad.new_empty(0)
+    if wanted & 1:
+        d_grad = _weigh(u * by_output + v * by_scale, weight)
+        form = layout.memory_format_of(layout.split(output, None)[0] if packed else output)
+        d_grad = d_grad.contiguous(memory_format=form) if reduction == "none" else reductions.reduce(d_grad, reduction)
+    return d_grad, *_as_they_belong(d_output, d_scale, output, log_scale, packed, wanted >> 1)
 
 
 def reconstruction_with_gradient(

@@ -388,7 +388,12 @@ def _register(
             public=op,
             eager=eager,
             gradient_order=2,
-            dispatcher_ops=("reconstruction", "reconstruction_backward", "reconstruction_with_gradient"),
+            dispatcher_ops=(
+                "reconstruction",
+                "reconstruction_backward",
+                "reconstruction_with_gradient",
+                "reconstruction_double_backward",
+            ),
             differentiable=differentiable,
             samples=_scaled_samples(name, *scale) if scale else _samples(name),
             bad_calls=bad_calls,

@@ -240,7 +240,7 @@ class _Calls(TorchDispatchMode):
 
 def dispatcher_calls(spec: OpSpec, sample: Sample) -> list[tuple[Any, tuple[Any, ...]]]:
     """The dispatcher ops, with arguments, that a forward and a backward of the sample end in; then those that only a
-    forward without gradients, or a backward that is to be differentiated, reaches."""
+    forward without gradients, or a backward that is to be differentiated, and that, reach."""
     # A backend is forced, so that what is too small to be worth a kernel reaches the dispatcher too.
     with backends.backend("reference"), _Calls() as recorder:
         values_and_grads(spec.public, spec, sample)
@@ -249,7 +249,10 @@ def dispatcher_calls(spec: OpSpec, sample: Sample) -> list[tuple[Any, tuple[Any,
         spec.public(*sample.args, **sample.kwargs)
         outputs = as_tuple(spec.public(*call.args, **call.kwargs))
         if leaves:
-            torch.autograd.grad(outputs, leaves, cotangents(outputs), create_graph=True)
+            grads = torch.autograd.grad(outputs, leaves, cotangents(outputs), create_graph=True)
+            curved = tuple(g for g in grads if g.requires_grad)
+            if curved:
+                torch.autograd.grad(curved, leaves, cotangents(curved), allow_unused=True)
     seen = {op for op, _ in recorder.calls}
     return recorder.calls + [(op, args) for op, args in others.calls if op not in seen]
 

@@ -304,6 +304,85 @@ def test_second_derivatives_after_one_pass(kind):
     torch.testing.assert_close(results[0], results[1])
 
 
+# Second derivatives: an op of their own, which the battery's gradgradcheck sees in float64 only.
+
+
+def leaves_of(kind, scale, dtype, shape=(3, 2, 5, 7)):
+    """A loss of leaves that require gradients, by kind and by how its log-scale is given, and the leaves."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*sizes):
+        return torch.randn(sizes, generator=generator, dtype=torch.double)
+
+    # Twelve bins, so that some are the outermost; the outputs are not farther off than a few widths.
+    t = torch.randint(12, shape, generator=generator) / 11
+    t = (t if kind == "bernoulli" else 2 * t - 1).to(dtype)
+    options = {"bins": 12} if kind == "discretized_logistic" else {}
+    x, s = t.double() + 0.4 * normal(*shape), 0.4 * normal(*shape) - 1
+    if kind in PLAIN:
+        return lambda x, **o: PLAIN[kind](x, t.to(x.dtype), **o), [x.to(dtype)]
+    loss, name, bound = SCALED[kind]
+    options[bound] = -1.0  # which half of them are below
+    if scale == "packed":
+        return lambda x, **o: loss(x, t.to(x.dtype), **options, **o), [torch.cat((x, s), 1).to(dtype)]
+    s = s if scale == "each" else s[0, 0, 0, s[0, 0, 0].argmax()]
+    return lambda x, s, **o: loss(x, t.to(x.dtype), **{name: s}, **options, **o), [x.to(dtype), s.to(dtype)]
+
+
+FORMS = [(kind, "") for kind in PLAIN] + [(kind, form) for kind in SCALED for form in ("packed", "each", "one")]
+
+
+def second_derivatives(loss, leaves, dtype, **options):
+    """Of all leaves, from a fixed vector that arrives at their gradients."""
+    leaves = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+    generator = torch.Generator().manual_seed(2)
+    grads = torch.autograd.grad(loss(*leaves, **options).sum(), leaves, create_graph=True)
+    vectors = [torch.randn(leaf.shape, generator=generator, dtype=torch.double).to(leaves[0].dtype) for leaf in leaves]
+    found = torch.autograd.grad(grads, leaves, [v.to(dtype) for v in vectors], allow_unused=True)
+    return [torch.zeros_like(leaf) if f is None else f for f, leaf in zip(found, leaves, strict=True)]
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "scale"), FORMS)
+def test_second_derivatives_are_as_exact_as_the_first(backend, kind, scale, dtype):
+    loss, leaves = leaves_of(kind, scale, dtype)
+    weight = torch.rand(3, 2, 5, 7)
+    for options in ({}, {"reduction": "none"}, {"reduction": "batch", "weight": weight}):
+        found = second_derivatives(loss, leaves, dtype, **options)
+        with genmod.backend("reference"):
+            exact = second_derivatives(loss, leaves, torch.double, **options)
+        for ours, right in zip(found, exact, strict=True):
+            size = right.abs().max().item()
+            # A few roundings of what is summed; in half precision the last one, that of the result, is all of it.
+            assert (ours.double() - right).abs().max().item() <= 4 * torch.finfo(dtype).eps * size
+
+
+@every_backend
+@pytest.mark.parametrize(("kind", "scale"), FORMS)
+def test_third_derivatives(backend, kind, scale):
+    """They, and whatever comes after them, go by autograd through the reference."""
+    loss, leaves = leaves_of(kind, scale, torch.double, (2, 2, 1, 2))
+
+    def penalty(*leaves):
+        grads = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        return sum(g.square().sum() for g in grads)
+
+    assert torch.autograd.gradgradcheck(penalty, [leaf.requires_grad_() for leaf in leaves])
+
+
+@NATIVE
+def test_second_derivatives_of_far_tails_are_finite():
+    x, t = torch.tensor([[0.0, 4.0, -50.0, 1e4]]), torch.tensor([[0.5, -1.0, 1.0, 1 / 255]])
+    for kind, (loss, name, bound) in SCALED.items():
+        for s in (-15.0, -7.0, 0.0, 20.0, 60.0):
+            leaves = [x, torch.full_like(x, s if kind != "gaussian" else 2 * s)]
+            seconds = second_derivatives(
+                lambda x, s, f=loss, n=name, b=bound: f(x, t, **{n: s, b: None}), leaves, torch.float32
+            )
+            assert all(second.isfinite().all() for second in seconds), (kind, s)
+
+
 @pytest.mark.skipif(not _native.loaded, reason="the reference makes both of the same steps")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["bernoulli", "gaussian", "laplace", "discretized_logistic", "mse", "l1"])
