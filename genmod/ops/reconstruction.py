@@ -388,6 +388,7 @@ _OF_PYTORCH = {
 
 
 #: Looked up once: in a call of forty microseconds each look into a module is a thousandth.
+_NO_DIMENSIONS = torch.Size()
 _STRIDED, _WIDE, _grad_enabled = torch.strided, (torch.float32, torch.float64), torch.is_grad_enabled
 _transforming, _compiling = torch._C._are_functorch_transforms_active, torch.compiler.is_compiling
 
@@ -396,17 +397,16 @@ def _better_plain(kind: str, output: Any, target: Any, weight: Any, mask: Any, r
     """Whether the call is valid, and one that PyTorch does faster. Comes before the checks, to save their time."""
     if weight is not None or mask is not None or not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return False
-    if _compiling() or not output.requires_grad or output.numel() >= _SMALL or kind not in _OF_PYTORCH:
+    if not output.requires_grad or output.numel() >= _SMALL or kind not in _OF_PYTORCH or _compiling():
         return False
     shape, dtype = output.shape, output.dtype
     return (
-        shape == target.shape
+        shape == target.shape != _NO_DIMENSIONS
         and dtype is target.dtype
         and dtype in _WIDE
         and output.is_cpu
         and target.is_cpu
         and output.layout is target.layout is _STRIDED
-        and len(shape) > 0
         and reduction in TO_A_NUMBER
         and _grad_enabled()
         and not target.requires_grad
@@ -416,10 +416,10 @@ def _better_plain(kind: str, output: Any, target: Any, weight: Any, mask: Any, r
 
 
 def _plain(kind: str, output: Tensor, target: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean" and output.numel():
+    if reduction == "mean" and output.numel():  # PyTorch's mean of nothing is no number
         return _OF_PYTORCH[kind](output, target, _MEAN)
     total = _OF_PYTORCH[kind](output, target, _SUM)
-    return total / output.shape[0] if reduction == "batchmean" and output.shape[0] > 1 else total
+    return total if reduction == "sum" else total / max(output.shape[0], 1)
 
 
 def _why_plain(kind: str) -> Callable[..., str]:
