@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genmod.nn.norm_act import BatchNormAct, GroupNormAct
 from genmod.nn.upsample_conv import UpsampleConv2d
+from genmod.ops._convolution import Geometry
 from genmod.ops.norm_act import Activation
 from genmod.ops.upsample_conv import conv_transpose2d
 
@@ -136,8 +137,10 @@ def transposed_product(conv: nn.ConvTranspose2d, input: Tensor) -> Tensor | None
     if conv.dilation != (1, 1) or conv.padding_mode != "zeros" or torch.is_autocast_enabled(input.device.type):
         return None
     if input.shape[2:] != (1, 1) or (conv.padding, conv.output_padding, conv.groups) != ((0, 0), (0, 0), 1):
-        options: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "output_padding")}
-        return conv_transpose2d(input, conv.weight, conv.bias, groups=conv.groups, **options)
+        padding: Any = conv.padding  # never a word, in a transposed convolution
+        more: Any = conv.output_padding
+        geometry = Geometry(conv.stride, padding, conv.dilation, conv.groups)
+        return conv_transpose2d(input, conv.weight, conv.bias, geometry, more)
     pixels, weight = input.flatten(1), conv.weight
     # The image is in the memory format of the weight, as it is after a convolution.
     if weight.is_contiguous():

@@ -139,10 +139,10 @@ def transposed_by_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool
 
 def _product_is_faster(forward: bool, image: Tensor, weight: torch.Size, geometry: Geometry) -> bool:
     """Whether to take the matrix product. `image` is the input if `forward`, else the output's gradient."""
-    wide = image.dtype in (torch.float32, torch.float64)
-    if image.device.type != "cpu" or not wide or image.dim() != 4 or geometry.groups != 1:
+    if weight[0] < _MANY_CHANNELS or weight[1] < _MANY_CHANNELS or geometry.groups != 1:
         return False
-    if tuple(geometry.dilation) != (1, 1) or min(weight[:2]) < _MANY_CHANNELS or not image.numel():
+    wide = image.dtype in (torch.float32, torch.float64)
+    if not image.is_cpu or not wide or image.dim() != 4 or tuple(geometry.dilation) != (1, 1) or not image.numel():
         return False
     pixels = _pixels(image.shape, weight, geometry) if forward else image.shape[2:]
     return 0 < pixels[0] * pixels[1] <= _FEW_PIXELS

@@ -12,6 +12,8 @@ from genmod.ops import _checks
 
 def autocast(*tensors: Any) -> list[Any]:
     """The tensors as autocast would give them to a convolution."""
+    if not torch._C._is_any_autocast_enabled():
+        return list(tensors)
     first = tensors[0]
     if not isinstance(first, Tensor) or first.device.type == "meta" or not torch.is_autocast_enabled(first.device.type):
         return list(tensors)
@@ -27,8 +29,13 @@ def autocast(*tensors: Any) -> list[Any]:
 def check_image(x: Any) -> None:
     """A batch of images with at least one channel and pixel."""
     _checks.tensor("x", x)
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [N, C, H, W] with at least one channel and pixel")
+    check_image_shape(x.shape)
+
+
+def check_image_shape(shape: torch.Size) -> None:
+    """That of a batch of images with at least one channel and pixel."""
+    if len(shape) != 4 or 0 in shape[1:]:
+        raise ValueError(f"x: got shape {tuple(shape)}, expected [N, C, H, W] with at least one channel and pixel")
 
 
 def check_bias(bias: Any, x: Tensor, outputs: int) -> None:

@@ -86,7 +86,7 @@ def group_norm_act(
         raise ValueError(f"num_groups: got {num_groups}, expected a divisor of the {channels} channels of x")
     _check_optional(x, (channels,), weight=weight, bias=bias, x_bias=x_bias)
     _check_optional(x, (x.shape[0], channels), scale=scale, shift=shift)
-    _check_options(x, residual, eps, activation, negative_slope)
+    check_options(x, residual, eps, activation, negative_slope)
     if x_bias is not None:
         tensors = (x, x_bias, residual, weight, bias, scale, shift)
         if not (_is_needed_for_gradients(*tensors) or torch._C._are_functorch_transforms_active()):
@@ -157,33 +157,40 @@ def batch_norm_act(
     Source: Ioffe and Szegedy, *Batch normalization*, ICML 2015.
     """
     _check_input(x)
-    channels = (x.shape[1],)
-    if (running_mean is None) != (running_var is None):
-        lone, missing = ("running_var", "running_mean") if running_mean is None else ("running_mean", "running_var")
-        raise ValueError(f"{missing}: got None with {lone} given, expected both or neither")
-    if running_mean is None and not training:
-        raise ValueError("running_mean, running_var: got None, expected both in evaluation (training=False)")
-    _check_optional(x, channels, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-    _check_options(x, residual, eps, activation, negative_slope)
-    _checks.nonnegative("momentum", momentum)
-    if momentum > 1:
-        raise ValueError(f"momentum: got {momentum}, expected a number from 0 to 1")
-    if training and _per_channel_count(x) == 1:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than one value per channel in training")
+    check_batch_norm(x, x.shape, running_mean, running_var, training, momentum, weight=weight, bias=bias)
+    check_options(x, residual, eps, activation, negative_slope)
+    options = training, momentum, eps, activation, negative_slope
+    y, total = checked_batch_norm_act(x, running_mean, running_var, weight, bias, *options, residual)
+    return y if residual is None else (y, total)
+
+
+def checked_batch_norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    residual: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`y` and `s` of :func:`batch_norm_act`. Arguments are taken as checked."""
     if _stock_is_faster(x, of_batch=True) and _stock_takes(x, weight, bias, running_mean, running_var):
         total = x if residual is None else x + residual
         dense = None if weight is None else weight.contiguous()  # torch's backward takes it as dense
         y = F.batch_norm(total, running_mean, running_var, dense, bias, training, momentum, eps)
-        y = activations.apply(activation, y, negative_slope)
-        return y if residual is None else (y, total)
+        return activations.apply(activation, y, negative_slope), total
     call = reference.batch_norm_act if torch._C._are_functorch_transforms_active() else _batch_norm_act
     running = (None, None) if training else (running_mean, running_var)
     y, total, mean, var = call(
         x, residual, *running, weight, bias, bool(training), float(eps), activation, float(negative_slope)
     )
     if training and running_mean is not None and running_var is not None:
-        _move_running_statistics(running_mean, running_var, mean, var, float(momentum), _per_channel_count(x))
-    return y if residual is None else (y, total)
+        _move_running_statistics(running_mean, running_var, mean, var, float(momentum), _per_channel_count(x.shape))
+    return y, total
 
 
 def bias_act(
@@ -245,12 +252,41 @@ def _check_input(x: Any) -> None:
 
 
 def _check_optional(x: Tensor, shape: tuple[int, ...], **parameters: Any) -> None:
+    dtype, device = x.dtype, x.device
     for name, value in parameters.items():
-        if value is not None:
+        if value is None:
+            continue
+        # What nearly always is, to save the calls.
+        plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device == device
+        if not (plain and value.dtype is dtype and value.shape == shape):
             _checks.parameter(name, value, x, shape)
 
 
-def _check_options(x: Tensor, residual: Any, eps: Any, activation: Any, negative_slope: Any) -> None:
+def check_batch_norm(
+    x: Tensor,
+    shape: tuple[int, ...],
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: Any,
+    **parameters: Any,
+) -> None:
+    """What is particular to batch norm, of something of a shape, with the dtype and device of `x`."""
+    if (running_mean is None) != (running_var is None):
+        lone, missing = ("running_var", "running_mean") if running_mean is None else ("running_mean", "running_var")
+        raise ValueError(f"{missing}: got None with {lone} given, expected both or neither")
+    if running_mean is None and not training:
+        raise ValueError("running_mean, running_var: got None, expected both in evaluation (training=False)")
+    _check_optional(x, (shape[1],), running_mean=running_mean, running_var=running_var, **parameters)
+    _checks.nonnegative("momentum", momentum)
+    if momentum > 1:
+        raise ValueError(f"momentum: got {momentum}, expected a number from 0 to 1")
+    if training and _per_channel_count(shape) == 1:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected more than one value per channel in training")
+
+
+def check_options(x: Tensor, residual: Any, eps: Any, activation: Any, negative_slope: Any) -> None:
+    """What every normalisation is asked for besides."""
     if residual is not None:
         _checks.like("residual", residual, "x", x, x.shape)
     _checks.number("eps", eps, above=0.0)
@@ -281,16 +317,16 @@ _SMALL_ON_GPU = 1 << 22
 
 def _stock_is_faster(x: Tensor, *, of_batch: bool) -> bool:
     """Whether to take stock PyTorch: for few elements, or on the CPU few pixels, where only the time changes by it."""
-    device = x.device.type
-    if torch.compiler.is_compiling() or device not in ("cpu", "cuda") or not x.numel():
+    size = x.numel()
+    if torch.compiler.is_compiling() or not size or not (x.is_cpu or x.is_cuda):
         return False
-    if device == "cuda":
-        if x.numel() >= _SMALL_ON_GPU or torch.cuda.is_current_stream_capturing():
+    if x.is_cuda:
+        if size >= _SMALL_ON_GPU or torch.cuda.is_current_stream_capturing():
             return False
-    elif x.numel() >= _SMALL and not (x.dtype == torch.float32 and _has_small_planes(x, of_batch)):
+    elif size >= _SMALL and not (x.dtype == torch.float32 and _has_small_planes(x, of_batch)):
         return False
     # A forced backend must run, autocast would cast, and stock group norm gives channels_last up.
-    plain = backends.forced() is None and not torch.is_autocast_enabled(device)
+    plain = backends.forced() is None and not torch.is_autocast_enabled(x.device.type)
     return plain and layout.memory_format_of(x) == torch.contiguous_format
 
 
@@ -328,8 +364,8 @@ def _stock_group_norm(
     return y.to(x.dtype)  # float32 parameters would make it float32
 
 
-def _per_channel_count(x: Tensor) -> int:
-    return x.shape[0] * math.prod(x.shape[2:])
+def _per_channel_count(shape: tuple[int, ...]) -> int:
+    return shape[0] * math.prod(shape[2:])
 
 
 def _move_running_statistics(

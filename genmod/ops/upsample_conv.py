@@ -6,6 +6,7 @@ for the rest; schemas, fakes and autograd stand below them. The maths is in `gen
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genmod import backends, layout
-from genmod.ops import _checks
+from genmod.ops import _checks, norm_act
 from genmod.ops._convolution import Geometry, transposed_by_product
-from genmod.ops._convolution_arguments import autocast, check_bias, check_image
+from genmod.ops._convolution_arguments import autocast, check_bias, check_image, check_image_shape
 from genmod.ops._differentiable_convolution import convolve_transposed
 from genmod.ops._library import define, differentiate
-from genmod.ops.norm_act import ACTIVATIONS, Activation, batch_norm_act, bias_act
+from genmod.ops.norm_act import ACTIVATIONS, Activation, bias_act
 from genmod.reference import upsample_conv as reference
 from genmod.reference.precision import without_autocast
 
@@ -133,39 +134,26 @@ def conv_transpose2d_norm_act(
     adversarial networks*, ICLR 2016; Ioffe and Szegedy, *Batch normalization*, ICML 2015.
     """
     x, weight, bias = autocast(x, weight, bias)
-    strides, paddings, output_paddings = _check_transposed(x, weight, bias, stride, padding, output_padding, groups)
+    shape, geometry, more = _check_transposed(x, weight, bias, stride, padding, output_padding, groups)
+    # All checks come ahead of the convolution: what takes long should not begin before the call is known to be right.
+    norm = {"norm_weight": norm_weight, "norm_bias": norm_bias}
+    norm_act.check_batch_norm(x, shape, running_mean, running_var, training, momentum, **norm)
+    norm_act.check_options(x, None, eps, activation, negative_slope)
     with without_autocast(x):
-        image = conv_transpose2d(x, weight, bias, strides, paddings, output_paddings, groups)
-    y = batch_norm_act(
-        image,
-        running_mean,
-        running_var,
-        norm_weight,
-        norm_bias,
-        training,
-        momentum,
-        eps,
-        activation=activation,
-        negative_slope=negative_slope,
-    )
-    assert isinstance(y, Tensor), "a pair comes with a residual only"
+        image = conv_transpose2d(x, weight, bias, geometry, more)
+    options = training, momentum, eps, activation, negative_slope
+    y, _ = norm_act.checked_batch_norm_act(image, running_mean, running_var, norm_weight, norm_bias, *options, None)
     return y
 
 
 def conv_transpose2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    output_padding: tuple[int, int],
-    groups: int,
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, output_padding: tuple[int, int]
 ) -> Tensor:
     """`torch.nn.functional.conv_transpose2d`, with a matrix product of ours where that is faster on a CPU."""
-    geometry = Geometry(stride, padding, (1, 1), groups)
-    plain = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
-    if plain or not transposed_by_product(x, weight, geometry):
-        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups)
+    plain = not transposed_by_product(x, weight, geometry) or torch._C._are_functorch_transforms_active()
+    if plain or torch.compiler.is_compiling():
+        stride, padding, dilation, groups = geometry
+        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
     return convolve_transposed(x, weight, bias, geometry, output_padding)
 
 
@@ -242,32 +230,55 @@ def _pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     return pair
 
 
+#: What a transposed convolution comes to: its result's shape, the geometry and the output padding.
+_Transposed = tuple[tuple[int, int, int, int], Geometry, tuple[int, int]]
+
+
 def _check_transposed(
     x: Any, weight: Any, bias: Any, stride: Any, padding: Any, output_padding: Any, groups: Any
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Check a transposed convolution; returns stride, padding and output padding as pairs."""
-    check_image(x)
-    channels = x.shape[1]
+) -> _Transposed:
+    _checks.tensor("x", x)
+    _checks.matching("weight", weight, "x", x)
+    options = stride, padding, output_padding, groups
+    # Sizes may be symbols while a graph is traced, and lists cannot be looked up.
+    new = torch.compiler.is_compiling() or not _is_hashable(options)
+    found: _Transposed = (_transposed.__wrapped__ if new else _transposed)(x.shape, weight.shape, *options)
+    if bias is not None:
+        check_bias(bias, x, found[0][1])
+    _checks.fits("x", x, found[0])
+    return found
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+# Most calls are like one before, and to look that up takes a tenth of the time.
+@functools.lru_cache(maxsize=1024, typed=True)
+def _transposed(
+    image: torch.Size, weight: torch.Size, stride: Any, padding: Any, output_padding: Any, groups: Any
+) -> _Transposed:
+    """The part of the checks that has to do with sizes, and what is found by it."""
+    check_image_shape(image)
+    channels = image[1]
     _checks.divisor("groups", groups, f"the {channels} channels of x", channels)
-    _checks.tensor("weight", weight)
-    if weight.dim() != 4 or weight.shape[0] != channels or weight.numel() == 0:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected [{channels}, Cout / {groups}, kH, kW]")
-    _checks.same_kind("weight", weight, "x", x)
-    outputs = weight.shape[1] * groups
-    check_bias(bias, x, outputs)
+    if len(weight) != 4 or weight[0] != channels or 0 in weight:
+        raise ValueError(f"weight: got shape {tuple(weight)}, expected [{channels}, Cout / {groups}, kH, kW]")
     stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
     output_padding = _pair("output_padding", output_padding, 0)
     if output_padding[0] >= stride[0] or output_padding[1] >= stride[1]:
         raise ValueError(f"output_padding: got {output_padding}, expected less than the stride {stride}")
-    (height, width), kernel = x.shape[2:], weight.shape[2:]
-    size = (
-        (height - 1) * stride[0] - 2 * padding[0] + kernel[0] + output_padding[0],
-        (width - 1) * stride[1] - 2 * padding[1] + kernel[1] + output_padding[1],
-    )
-    if min(size) < 1:
-        raise ValueError(f"padding: got {padding}, which leaves a result of {size[0]}x{size[1]}, expected at least 1x1")
-    _checks.fits("x", x, (x.shape[0], outputs, *size))
-    return stride, padding, output_padding
+    (height, width), kernel = image[2:], weight[2:]
+    height = (height - 1) * stride[0] - 2 * padding[0] + kernel[0] + output_padding[0]
+    width = (width - 1) * stride[1] - 2 * padding[1] + kernel[1] + output_padding[1]
+    if height < 1 or width < 1:
+        raise ValueError(f"padding: got {padding}, which leaves a result of {height}x{width}, expected at least 1x1")
+    shape = (image[0], weight[1] * groups, height, width)
+    return shape, Geometry(stride, padding, (1, 1), groups), output_padding
 
 
 # Dispatcher ops. Every backend implements exactly these.

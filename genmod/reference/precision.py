@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_NOTHING: AbstractContextManager[Any] = nullcontext()
+
 
 def widen(t: Tensor) -> Tensor:
     """The dtype that arithmetic is done in: float32, or float64 for float64 inputs."""
@@ -16,8 +18,10 @@ def widen(t: Tensor) -> Tensor:
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which autocast leaves convolutions and matrix products alone: what it may cast was cast before."""
-    device = x.device.type
     # Autocast knows no meta tensors, and entering it to turn off what is off takes as long as a small convolution.
+    if not (torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling()):
+        return _NOTHING
+    device = x.device.type
     if device == "meta" or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
-        return nullcontext()
+        return _NOTHING
     return torch.autocast(device, enabled=False)

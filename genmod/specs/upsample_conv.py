@@ -219,7 +219,7 @@ def _bad_transposed() -> Iterator[BadCall]:
     yield BadCall("padding in words", lambda: op(x, w, r, r, padding="same"), TypeError, ("padding", "same"))
     yield BadCall("nothing left", lambda: op(x, w, r, r, padding=6), ValueError, ("padding", "-4x-4", "1x1"))
     yield BadCall("output padding", lambda: op(x, w, r, r, output_padding=2), ValueError, ("output_padding", "stride"))
-    yield BadCall("norm weight", lambda: op(x, w, r, r, torch.ones(3)), ValueError, ("weight", "(3,)", "(2,)"))
+    yield BadCall("norm weight", lambda: op(x, w, r, r, torch.ones(3)), ValueError, ("norm_weight", "(3,)", "(2,)"))
     yield BadCall("no statistics", lambda: op(x, w, None, None), ValueError, ("running_mean", "evaluation"))
     yield BadCall("activation", lambda: op(x, w, r, r, activation="swish"), ValueError, ("activation", "swish"))
 

@@ -102,14 +102,15 @@ def test_transposed_convolution_and_its_gradients_are_torchs(walk):
     kernel, stride, padding, output_padding = walk
     torch.manual_seed(0)
     given = [torch.randn(3, 128, 4, 4), torch.randn(128, 144, *kernel), torch.randn(144)]
-    assert _convolution.transposed_by_product(given[0], given[1], Geometry(stride, padding, (1, 1), 1))
+    geometry = Geometry(stride, padding, (1, 1), 1)
+    assert _convolution.transposed_by_product(given[0], given[1], geometry)
     results = []
-    for function, cast in (
-        (conv_transpose2d, torch.Tensor.float),
-        (torch.nn.functional.conv_transpose2d, torch.Tensor.double),
+    for function, cast, options in (
+        (conv_transpose2d, torch.Tensor.float, (geometry, output_padding)),
+        (torch.nn.functional.conv_transpose2d, torch.Tensor.double, (stride, padding, output_padding)),
     ):
         inputs = [cast(t).requires_grad_() for t in given]
-        y = function(*inputs, stride, padding, output_padding, 1)
+        y = function(*inputs, *options)
         cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         grads = torch.autograd.grad(y, inputs, cotangent, create_graph=True)
         second = torch.autograd.grad(grads[0].square().sum() + grads[1].square().sum(), inputs[:2])
@@ -139,7 +140,7 @@ def test_an_activation_behind_a_product_may_work_in_place(last: bool, padding: i
     for convolve, stock in (
         (lambda: ops.critic_conv2d(x, weight, None, 1, padding), torch.nn.functional.conv2d),
         (
-            lambda: conv_transpose2d(x, weight, None, (1, 1), (padding,) * 2, (0, 0), 1),
+            lambda: conv_transpose2d(x, weight, None, Geometry((1, 1), (padding,) * 2, (1, 1), 1), (0, 0)),
             torch.nn.functional.conv_transpose2d,
         ),
     ):
