@@ -34,8 +34,9 @@ def interleaved(
     The contenders take turns, forwards and backwards, so that a machine that speeds up or slows down does it to all of
     them: ratios of medians hold where absolute times do not. Each turn begins with a call that is not timed, unless
     calls are long: it finds the caches, and the allocator's free memory, as another contender left them. `rounds`
-    shrinks, to no less than five, where all of them together would take more than `budget` seconds. `within` names
-    contexts that some contenders run in; entering them is not timed.
+    shrinks, to no less than five, where all of them together would take more than `budget` seconds; one whose single
+    call takes a fifth of that, and ten times as long as another's, is left out after two. `within` names contexts that
+    some contenders run in; entering them is not timed.
     """
     within = within or {}
 
@@ -50,11 +51,13 @@ def interleaved(
     once = {name: timed(name, 1) for name in calls}
     repeat = {name: max(1, round(_STRETCH / seconds)) for name, seconds in once.items()}
     short = {name for name, seconds in once.items() if seconds < _LONG}
-    one_round = sum(once[name] * (repeat[name] + (name in short)) for name in calls)
+    slow = {name for name, seconds in once.items() if seconds > max(budget / 5, 10 * min(once.values()))}
+    one_round = sum(once[name] * (repeat[name] + (name in short)) for name in calls if name not in slow)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(max(5, min(rounds, int(budget / one_round)))):
+    for turn in range(max(5, min(rounds, int(budget / max(one_round, 1e-9))))):
         for name in list(calls) if turn % 2 else reversed(list(calls)):
-            times[name].append(timed(name, repeat[name], name in short))
+            if turn < 2 or name not in slow:
+                times[name].append(timed(name, repeat[name], name in short))
     return times
 
 

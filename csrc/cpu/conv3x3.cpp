@@ -226,6 +226,7 @@ template <class A, bool DOUBLED> static void convolve_planes(const Conv3x3& p, i
   const int64_t count_of_panels = panels(p), of_patches = p.inputs * p.block + 16, of_products = count_of_panels * kRows * p.block + 16;
   const int64_t frequencies = frequencies_of(DOUBLED);
   Workspace<A> patches(frequencies * of_patches + L), products(frequencies * of_products);
+  if (last * p.block > p.tiles()) patches.clear();  // tiles that are none: see Workspace
   for (int64_t block = first; block < last; block++) {
     const int64_t tile = block * p.block, count = p.tiles() - tile < p.block ? p.tiles() - tile : p.block;
     if constexpr (DOUBLED) doubled_plane_patches<A>(p, tile, count, patches.data(), of_patches);
@@ -280,8 +281,8 @@ template <class A, bool DOUBLED> static void convolve_pixels(const Conv3x3& p, i
   const int64_t of_patches = p.block * p.inputs + 16, of_products = p.block * pitch + 16;
   const int64_t frequencies = frequencies_of(DOUBLED);
   Workspace<A> patches(frequencies * of_patches), products(frequencies * of_products), zeros(p.inputs);
-  for (int64_t c = 0; c < p.inputs; c++) zeros.data()[c] = 0;
-  for (int64_t i = 0; i < frequencies * of_patches; i++) patches.data()[i] = 0;  // rows of a register tile that are no tiles
+  zeros.clear();
+  if (last * p.block > p.tiles()) patches.clear();  // rows of a register tile that are no tiles
   for (int64_t block = first; block < last; block++) {
     const int64_t tile = block * p.block, count = p.tiles() - tile < p.block ? p.tiles() - tile : p.block;
     if constexpr (DOUBLED) doubled_pixel_patches<A>(p, tile, count, zeros.data(), patches.data(), of_patches);

@@ -110,16 +110,31 @@ static void planes_to_tiles(const Conv3x3Gradient& p, const A* image, int64_t ch
     }
 }
 
+// Channels that there are not: nobody looks at their products, but see Workspace.
+template <class A> static void clear_rest(A* out, int64_t frequency, int64_t count, int64_t channels, int64_t pitch) {
+  if (channels == pitch) return;
+  for (int f = 0; f < kFrequencies; f++)
+    for (int64_t t = 0; t < count; t++)
+      for (int64_t c = channels; c < pitch; c++) out[f * frequency + t * pitch + c] = 0;
+}
+
+// How many channels are written: whole vectors of them.
+template <class A> static int64_t written(int64_t planes, int64_t padded) {
+  return planes ? (planes + kLanes<A> - 1) / kLanes<A> * kLanes<A> : padded;
+}
+
 template <class A> static void transform_tiles(const Conv3x3Gradient& p, int64_t first, int64_t last) {
   const int64_t most = p.inputs > p.outputs ? p.inputs : p.outputs, image_pitch = p.image_pitch(), grad_pitch = p.grad_pitch();
   Workspace<A> zeros(most);
-  for (int64_t c = 0; c < most; c++) zeros.data()[c] = 0;
+  zeros.clear();
   const int64_t tile = p.begin + first, count = last - first, of_image = p.count * image_pitch, of_grad = p.count * grad_pitch;
   A *images = (A*)p.of_image + first * image_pitch, *grads = (A*)p.of_grad + first * grad_pitch;
   if (p.image_planes) planes_to_tiles<A, PlanePatch<A>>(p, (const A*)p.image, p.image_planes, tile, count, images, of_image, image_pitch);
   else pixel_patches<A>(p, (const A*)p.image, p.inputs, tile, count, zeros.data(), images, of_image, image_pitch);
   if (p.grad_planes) planes_to_tiles<A, PlaneGradient<A>>(p, (const A*)p.grad, p.grad_planes, tile, count, grads, of_grad, grad_pitch);
   else pixel_gradients<A>(p, tile, count, zeros.data(), grads, of_grad, grad_pitch);
+  clear_rest(images, of_image, count, written<A>(p.image_planes, p.inputs), image_pitch);
+  clear_rest(grads, of_grad, count, written<A>(p.grad_planes, p.outputs), grad_pitch);
 }
 
 static int64_t bands_of_frequency(const Conv3x3Gradient& p) { return (p.outputs + kRows - 1) / kRows; }

@@ -18,16 +18,21 @@ constexpr int kRows = 6;
 #endif
 static_assert(12 % kRows == 0 && 32 % kWide<float> == 0 && kPlaneTiles % kWide<float> == 0 && kMostTiles % kPlaneTiles == 0 && kPixelTiles % kRows == 0 && kPixelVector % kLanes<float> == 0, "blocks are whole register tiles");
 
-// Memory that is written before it is read, aligned to whole vectors.
+// Memory aligned to whole vectors. What is not written before it is multiplied has to be cleared, also where nobody looks at
+// the product: numbers too small to be normal ones, as old addresses are, take a processor a hundred times as long.
 template <class A> class Workspace {
  public:
-  explicit Workspace(int64_t n) : memory_(new A[(size_t)(n + kLanes<A>)]) {
+  explicit Workspace(int64_t n) : size_(n), memory_(new A[(size_t)(n + kLanes<A>)]) {
     constexpr uintptr_t whole = sizeof(Vector<A>);
     data_ = (A*)(((uintptr_t)memory_.get() + whole - 1) / whole * whole);
   }
   A* data() { return data_; }
+  void clear() {
+    for (int64_t i = 0; i < size_; i++) data_[i] = 0;
+  }
 
  private:
+  int64_t size_;
   std::unique_ptr<A[]> memory_;
   A* data_;
 };

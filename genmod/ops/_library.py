@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from genmod import backends, gate
+from genmod.ops._through_reference import PerSample, gradients, gradients_by_sample, pieces_of
 
 LIBRARY = torch.library.Library("genmod", "DEF")
 
@@ -165,7 +166,13 @@ def differentiate_in_one_pass(
     return apply_of(Function)
 
 
-def differentiate_backward(op: str, double_backward: Callable[..., Any] | None = None) -> Callable[..., Any]:
+def differentiate_backward(
+    op: str,
+    double_backward: Callable[..., Any] | None = None,
+    *,
+    prepare: Callable[[list[Any]], list[Any]] = lambda inputs: inputs,
+    per_sample: PerSample | None = None,
+) -> Callable[..., Any]:
     """Register autograd for a backward op, the vector-Jacobian product of its reference; return what to call.
 
     Args:
@@ -173,6 +180,10 @@ def differentiate_backward(op: str, double_backward: Callable[..., Any] | None =
         double_backward: `(ctx, *grads)` to one gradient per input, or None for a call that it does not cover. It takes
             the calls whose result will not be differentiated again; `ctx.saved_tensors` are the op's tensor inputs in
             their places, and `ctx.rest` the others.
+        prepare: gives the reference other inputs that come to the same and cost less. None may have become another that
+            needs a gradient.
+        per_sample: of an op that treats each sample by itself, what has a batch, so that a few samples can be taken at
+            a time.
     """
     reference = backends.implementation("reference", op)
 
@@ -186,19 +197,13 @@ def differentiate_backward(op: str, double_backward: Callable[..., Any] | None =
             made = double_backward(ctx, *grads)
             if made is not None:
                 return made
-        results: list[Tensor | None] = [None] * len(ctx.rest)
+        inputs = [rest if t is None else t for t, rest in zip(ctx.saved_tensors, ctx.rest, strict=True)]
+        pieces = pieces_of(inputs, per_sample) if per_sample is not None and not further else []
         with torch.enable_grad():
+            if per_sample is not None and len(pieces) > 1:
+                return tuple(gradients_by_sample(reference, inputs, ctx.needs_input_grad, grads, per_sample, pieces))
             # Aliases, so that one input's gradient does not flow on through another that was computed from it.
-            args = [r if t is None else t.view_as(t) for t, r in zip(ctx.saved_tensors, ctx.rest, strict=True)]
-            outputs = reference(*args)
-            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-            known = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
-            wanted = [i for i, a in enumerate(args) if isinstance(a, Tensor) and ctx.needs_input_grad[i]]
-            if known and wanted:
-                inputs, (outputs, incoming) = [args[i] for i in wanted], zip(*known, strict=True)
-                found = torch.autograd.grad(outputs, inputs, incoming, create_graph=further, allow_unused=True)
-                for i, grad in zip(wanted, found, strict=True):
-                    results[i] = grad
-        return tuple(results)
+            aliases = [v.view_as(v) if isinstance(v, Tensor) else v for v in inputs]
+            return tuple(gradients(reference, prepare(aliases), ctx.needs_input_grad, grads, further))
 
     return differentiate(op, save, backward)

@@ -6,6 +6,7 @@ and autograd stand below them. The maths is in `genmod.reference.gaussian`, the 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -306,9 +307,21 @@ def _sample_kl_vjp(ctx, grad_z, grad_kl):
     return *_only(wanted, *grads), *(None,) * 5
 
 
+def _draw(first: int, inputs: list[Any]) -> list[Any]:
+    """The inputs of a backward op with the noise in place of its seed, drawn by a kernel: in plain PyTorch that takes
+    longer than all the rest. `first` is the place of the mean, behind which logvar, noise and seed stand."""
+    mean, logvar, _, seed = inputs[first : first + 4]
+    if seed is None or inputs[0] is None:  # without a gradient of the sample nobody looks at the noise
+        return inputs
+    view = layout.split(mean, logvar)[0]
+    nothing = layout.empty_output(view, torch.float64 if view.dtype == torch.float64 else torch.float32).zero_()
+    noise = torch.ops.genmod.reparameterize(nothing, nothing, None, seed, "none")
+    return [*inputs[: first + 2], noise, None, *inputs[first + 4 :]]
+
+
 _reparameterize = differentiate("reparameterize", _save, _reparameterize_vjp)
 _gaussian_kl = differentiate("gaussian_kl", _save, _gaussian_kl_vjp)
 _sample_kl = differentiate("sample_kl", _save, _sample_kl_vjp)
-_reparameterize_backward = differentiate_backward("reparameterize_backward")
+_reparameterize_backward = differentiate_backward("reparameterize_backward", prepare=functools.partial(_draw, 1))
 _gaussian_kl_backward = differentiate_backward("gaussian_kl_backward")
-_sample_kl_backward = differentiate_backward("sample_kl_backward")
+_sample_kl_backward = differentiate_backward("sample_kl_backward", prepare=functools.partial(_draw, 2))

@@ -18,6 +18,7 @@ from torch import Tensor
 from genmod import backends, layout
 from genmod.ops import _checks
 from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.ops._through_reference import PerSample
 from genmod.reference import activation as activations
 from genmod.reference import norm_act as reference
 
@@ -572,13 +573,32 @@ def _bias_act_vjp(ctx, grad):
     return *_only(wanted, _bias_act_backward(grad, *ctx.saved_tensors, *ctx.rest, wanted)), *(None,) * 4
 
 
+def _bias_act_double_backward(ctx, to_x, to_bias):
+    """Of a piecewise linear activation the backward op multiplies by what its gradient does not change: the gradient of
+    that is what it does itself, to what arrives."""
+    if ctx.rest[3] not in ("identity", "relu", "leaky_relu"):
+        return None
+    _, x, bias, *_ = ctx.saved_tensors
+    arriving = to_x
+    if to_bias is not None:
+        along = to_bias.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+        arriving = along.expand(x.shape) if to_x is None else to_x + along
+    if arriving is None or not ctx.needs_input_grad[0]:
+        return (None,) * 8
+    d_grad, _ = _bias_act_backward(arriving, x, bias, *ctx.rest[3:7], 1)
+    return d_grad, *(None,) * 7
+
+
 _group_norm_act = differentiate("group_norm_act", _group_norm_save, _group_norm_vjp, keeps_outputs=True)
 _group_norm_act_biased = differentiate("group_norm_act_biased", _biased_save, _biased_vjp, keeps_outputs=True)
 _batch_norm_act = differentiate("batch_norm_act", _batch_norm_save, _batch_norm_vjp, keeps_outputs=True)
 _bias_act = differentiate("bias_act", _bias_act_save, _bias_act_vjp)
-_group_norm_act_backward = differentiate_backward("group_norm_act_backward")
+# grad, grad_sum, x, scale, shift and the statistics; the gradients of x, scale and shift
+_group_norm_act_backward = differentiate_backward(
+    "group_norm_act_backward", per_sample=PerSample((2, 0, 1, 5, 6, 7, 8), (0, 3, 4))
+)
 _batch_norm_act_backward = differentiate_backward("batch_norm_act_backward")
-_bias_act_backward = differentiate_backward("bias_act_backward")
+_bias_act_backward = differentiate_backward("bias_act_backward", _bias_act_double_backward)
 
 
 def _why_plain(of_batch: bool, x: Tensor, *args: object, **kwargs: object) -> str:

@@ -21,6 +21,7 @@ shift per sample); Karras et al., *Analyzing and improving the image quality of 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,17 +74,18 @@ def _modulated(
     return inner, z
 
 
-def _gradient(value: Tensor, like: Tensor | None, x: Tensor, wanted: int, bit: int) -> Tensor:
+def _gradient(value: Callable[[], Tensor], like: Tensor | None, x: Tensor, wanted: int, bit: int) -> Tensor:
     """A parameter's gradient in its dtype; an empty tensor if it is not wanted."""
-    return value.to(like.dtype) if like is not None and wanted & bit else x.new_empty(0)
+    return value().to(like.dtype) if like is not None and wanted & bit else x.new_empty(0)
 
 
 def _centred(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Differences from the mean, and the mean, which keeps its dimensions. A mean rounded to float32 is off by more
-    than the rounding of the differences; the mean of the differences is what is missing."""
+    than the rounding of the differences; the mean of the differences is what is missing. But for the rounding that is
+    zero, whatever x is, so there is nothing to differentiate."""
     mean = x.mean(dims, keepdim=True)
     rest = x - mean
-    missing = rest.mean(dims, keepdim=True)
+    missing = rest.detach().mean(dims, keepdim=True)
     return rest - missing, mean + missing
 
 
@@ -181,23 +183,23 @@ def group_norm_act_backward(
     h, _, rstd = _normalised_by_group(wide, num_groups, eps)
     inner, z = _modulated(h, weight, bias, scale, shift)
     dz = widen(grad) * act.slope(activation, z, negative_slope)
-    d_shift, d_scale = _sum_over_space(dz), _sum_over_space(dz * inner)
     da = dz if scale is None else dz * (1 + _along_channels(widen(scale), dz))
     dims = (0, *_space(da))
-    d_bias, d_weight = da.sum(dims), (da * h).sum(dims)
+    to_parameters = (
+        _gradient(lambda: (da * h).sum(dims), weight, x, wanted, 2),
+        _gradient(lambda: da.sum(dims), bias, x, wanted, 4),
+        _gradient(lambda: _sum_over_space(dz * inner), scale, x, wanted, 8),
+        _gradient(lambda: _sum_over_space(dz), shift, x, wanted, 16),
+    )
+    if not wanted & 1:
+        return x.new_empty(0), *to_parameters
     dh = da if weight is None else da * _along_channels(widen(weight), da)
-    by_group, h = _by_group(dh, num_groups), _by_group(h, num_groups)
-    dx = by_group - by_group.mean(2, keepdim=True) - h * (by_group * h).mean(2, keepdim=True)
+    by_group, by_h = _by_group(dh, num_groups), _by_group(h, num_groups)
+    dx = by_group - by_group.mean(2, keepdim=True) - by_h * (by_group * by_h).mean(2, keepdim=True)
     dx = (dx * rstd.unsqueeze(2)).reshape(x.shape)
     if grad_sum is not None:
         dx = dx + widen(grad_sum)
-    return (
-        _lay_out(dx, x) if wanted & 1 else x.new_empty(0),
-        _gradient(d_weight, weight, x, wanted, 2),
-        _gradient(d_bias, bias, x, wanted, 4),
-        _gradient(d_scale, scale, x, wanted, 8),
-        _gradient(d_shift, shift, x, wanted, 16),
-    )
+    return _lay_out(dx, x), *to_parameters
 
 
 # Batch norm.
@@ -266,18 +268,19 @@ def batch_norm_act_backward(
     _, z = _modulated(h, weight, bias, None, None)
     dz = widen(grad) * act.slope(activation, z, negative_slope)
     dims = (0, *_space(dz))
-    d_bias, d_weight = dz.sum(dims), (dz * h).sum(dims)
+    to_parameters = (
+        _gradient(lambda: (dz * h).sum(dims), weight, x, wanted, 2),
+        _gradient(lambda: dz.sum(dims), bias, x, wanted, 4),
+    )
+    if not wanted & 1:
+        return x.new_empty(0), *to_parameters
     dh = dz if weight is None else dz * _along_channels(widen(weight), dz)
     if training:
         dh = dh - dh.mean(dims, keepdim=True) - h * (dh * h).mean(dims, keepdim=True)
     dx = dh * rho
     if grad_sum is not None:
         dx = dx + widen(grad_sum)
-    return (
-        _lay_out(dx, x) if wanted & 1 else x.new_empty(0),
-        _gradient(d_weight, weight, x, wanted, 2),
-        _gradient(d_bias, bias, x, wanted, 4),
-    )
+    return _lay_out(dx, x), *to_parameters
 
 
 # A bias alone. A clamp of infinity is none.
@@ -314,5 +317,5 @@ def bias_act_backward(
     dz = torch.where(y.abs() > clamp, torch.zeros_like(dz), dz)
     return (
         _lay_out(dz, x) if wanted & 1 else x.new_empty(0),
-        _gradient(dz.sum((0, *_space(dz))), bias, x, wanted, 2),
+        _gradient(lambda: dz.sum((0, *_space(dz))), bias, x, wanted, 2),
     )

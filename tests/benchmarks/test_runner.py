@@ -9,6 +9,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -288,6 +289,23 @@ def test_steps_that_disagree_are_not_timed():
     step.agree(a, lambda: backward(a, 2.0), b, lambda: backward(b, 2.0))
     with pytest.raises(AssertionError, match="weight: gradients differ"):
         step.agree(a, lambda: backward(a, 2.0), b, lambda: backward(b, 2.1))
+
+
+def test_the_slow_sit_out_and_the_others_go_on():
+    counts = {"slow": 0, "quick": 0}
+
+    def slow():
+        counts["slow"] += 1
+        time.sleep(0.03)
+
+    def quick():
+        counts["quick"] += 1
+
+    times = measure.interleaved({"slow": slow, "quick": quick}, CPU, rounds=7, budget=0.1)
+    assert len(times["slow"]) == 2
+    assert len(times["quick"]) == 7
+    assert counts["slow"] <= 6  # twice to see how long it takes, and twice in each round, once untimed
+    assert min(times["slow"]) > 0.03 > max(times["quick"])
 
 
 def test_launches_are_kernels_and_not_views():
