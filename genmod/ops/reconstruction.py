@@ -419,7 +419,10 @@ def _plain(kind: str, output: Tensor, target: Tensor, reduction: str) -> Tensor:
     if reduction == "mean" and output.numel():  # PyTorch's mean of nothing is no number
         return _OF_PYTORCH[kind](output, target, _MEAN)
     total = _OF_PYTORCH[kind](output, target, _SUM)
-    return total if reduction == "sum" else total / max(output.shape[0], 1)
+    if reduction == "sum":
+        return total
+    # By a tensor: autograd wraps a number anew at each step, which takes longer than the division.
+    return total / torch.scalar_tensor(max(output.shape[0], 1), dtype=output.dtype)
 
 
 def _why_plain(kind: str) -> Callable[..., str]:

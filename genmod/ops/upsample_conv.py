@@ -150,8 +150,8 @@ def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, output_padding: tuple[int, int]
 ) -> Tensor:
     """`torch.nn.functional.conv_transpose2d`, with a matrix product of ours where that is faster on a CPU."""
-    plain = not transposed_by_product(x, weight, geometry) or torch._C._are_functorch_transforms_active()
-    if plain or torch.compiler.is_compiling():
+    plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if plain or not transposed_by_product(x, weight, geometry):
         stride, padding, dilation, groups = geometry
         return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
     return convolve_transposed(x, weight, bias, geometry, output_padding)

@@ -11,6 +11,7 @@ from torch.nn.utils import stateless
 
 import genmod
 from genmod import _native, backends, nn, ops
+from genmod.ops import _through_reference
 from genmod.reference import norm_act as reference
 from genmod.specs import norm_act as specs
 from genmod.testing import battery
@@ -169,6 +170,38 @@ def test_second_derivative_of_a_piecewise_linear_activation_is_none():
         y = ops.bias_act(x, activation="leaky_relu", negative_slope=0.2)
     (grad,) = torch.autograd.grad(y, x, torch.randn(3, 4, 5, requires_grad=True), create_graph=True)
     assert torch.autograd.grad(grad.sum(), x, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+def test_second_derivatives_a_few_samples_at_a_time(layout, monkeypatch):
+    """All of a batch at once, and two samples of five at a time: the same, for what has a batch and what has none."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_()
+
+    x = normal(5, 8, 3, 4).detach().contiguous(memory_format=layout).requires_grad_()
+    leaves = [x, normal(8), normal(8), normal(5, 8, 3, 4), normal(5, 8), normal(5, 8)]
+    names = ("weight", "bias", "residual", "scale", "shift")
+    cotangents = [normal(*t.shape).detach() for t in leaves]
+
+    def second_derivatives():
+        with genmod.backend("reference"):  # which nothing is too small for
+            results = ops.group_norm_act(leaves[0], 2, **dict(zip(names, leaves[1:], strict=True)))
+        incoming = [torch.full_like(r, 0.5).requires_grad_() for r in results]
+        grads = torch.autograd.grad(results, leaves, incoming, create_graph=True)
+        return torch.autograd.grad(grads, [*leaves, *incoming], cotangents, allow_unused=True)
+
+    at_once = second_derivatives()
+    assert all(d is not None for d in at_once[:3])
+    monkeypatch.setattr(_through_reference, "_PIECE", 2 * x[0].numel())
+    in_pieces = second_derivatives()
+    for one, other in zip(at_once, in_pieces, strict=True):
+        if one is None:  # what is added has no second derivative
+            assert other is None
+        else:
+            torch.testing.assert_close(one, other)
+            assert one.stride() == other.stride()
 
 
 def test_statistics_have_no_gradient():
