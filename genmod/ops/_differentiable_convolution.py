@@ -23,8 +23,7 @@ from genmod.ops._convolution import Geometry, convolution, gradients, input_grad
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """`x` convolved with `weight`, differentiable to any order."""
-    # Of leaves autograd does not say whether a backward pass leads to them, of aliases it does: see `_asked_for`.
-    return _Forward.apply(x.view_as(x), weight.view_as(weight), bias, geometry)
+    return _Forward.apply(_alias(x), _alias(weight), bias, geometry)
 
 
 def convolve_transposed(
@@ -34,8 +33,16 @@ def convolve_transposed(
     walk = zip(x.shape[2:], weight.shape[2:], geometry.stride, geometry.padding, output_padding)
     sizes = [(size - 1) * stride - 2 * padding + kernel + more for size, kernel, stride, padding, more in walk]
     shape = torch.Size((x.shape[0], weight.shape[1] * geometry.groups, *sizes))
-    image = _InputGradient.apply(x.view_as(x), weight.view_as(weight), shape, geometry)
+    image = _InputGradient.apply(_alias(x), _alias(weight), shape, geometry)
     return image if bias is None else image + bias[:, None, None]
+
+
+def _alias(t: Tensor) -> Tensor:
+    """Of leaves autograd does not say whether a backward pass leads to them, of aliases it does: see `_asked_for`. Not
+    `view_as`: of a batch of one it changes the stride, by which ATen's weight gradient of groups in channels_last and
+    float64 is wrong."""
+    alias: Tensor = torch.ops.aten.alias.default(t)
+    return alias
 
 
 class _Forward(torch.autograd.Function):

@@ -33,7 +33,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: `[Cout]`, optional.
 
     Returns:
-        `[N, Cout, H, W]`, in the dtype and memory format of `x`. Under autocast, as a convolution: in its dtype.
+        `[N, Cout, H, W]`, in the dtype and memory format of `x`. Under autocast, as a convolution: in its dtype. Where
+        a pixel or weight is infinite, a result may be NaN that is infinite in a convolution: differences are formed.
 
     Raises:
         TypeError: not a tensor, not floating point, or dtypes that differ.

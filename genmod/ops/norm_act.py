@@ -99,7 +99,7 @@ def group_norm_act(
     if _stock_is_faster(x, of_batch=False) and _stock_takes(x, weight, bias):
         total = x if residual is None else x + residual
         y = _stock_group_norm(total, num_groups, weight, bias, eps, scale, shift)
-        y = activations.apply(activation, y, negative_slope)
+        y = activations.apply(activation, y, negative_slope).to(x.dtype)  # float32 parameters would make it float32
         return y if residual is None and not return_sum else (y, total)
     call = reference.group_norm_act if torch._C._are_functorch_transforms_active() else _group_norm_act
     y, total, _, _ = call(
@@ -362,7 +362,7 @@ def _stock_group_norm(
         y = y * (1 + scale.reshape(*scale.shape, *space))
     if shift is not None:
         y = y + shift.reshape(*shift.shape, *space)
-    return y.to(x.dtype)  # float32 parameters would make it float32
+    return y
 
 
 def _per_channel_count(shape: tuple[int, ...]) -> int:

@@ -274,7 +274,11 @@ def _covariances(sample: Sample) -> tuple[float, float]:
     variance = torch.diag(sample.args[1].detach().double().exp().mean(0)) if kind == "ii" else torch.zeros_like(terms)
     identity = torch.eye(dims, dtype=mean.dtype, device=mean.device)
     slope, rounded = 2 * factors * (covariance + variance - identity), 2 * factors * (terms + variance + identity)
-    of_gradients = 2 / batch * (centred.abs() @ rounded).amax().item() if mean.numel() else 0.0
+    # Of the covariance's rounding, and of that of the differences from the average; and by the log-variances.
+    terms_of_gradients = centred.abs() @ rounded + mean.abs() @ slope.abs()
+    if kind == "ii":
+        terms_of_gradients = terms_of_gradients + sample.args[1].detach().double().exp() * rounded.diagonal()
+    of_gradients = 2 / batch * terms_of_gradients.amax().item() if mean.numel() else 0.0
     return (slope.abs() * (terms + variance + identity)).sum().item(), of_gradients
 
 

@@ -103,6 +103,19 @@ def test_only_what_was_asked_for_is_computed(leaf):
     torch.testing.assert_close(layer.bias.grad, torch.full((4,), 2.0 * 16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_batch_of_one_in_channels_last(groups, dtype):
+    """Whose stride says nothing, but ATen's weight gradient of groups relies on it."""
+    form = torch.channels_last
+    x = torch.randn(1, 4, 3, 3, dtype=dtype).contiguous(memory_format=form).requires_grad_()
+    weight = torch.randn(4, 4 // groups, 3, 3, dtype=dtype).contiguous(memory_format=form).requires_grad_()
+    found = torch.autograd.grad(ops.critic_conv2d(x, weight, groups=groups).sum(), (x, weight))
+    dense = [t.detach().contiguous().requires_grad_() for t in (x, weight)]
+    wanted = torch.autograd.grad(torch.nn.functional.conv2d(*dense, groups=groups).sum(), dense)
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "circular"])
 def test_layers_are_torchs(padding_mode):
     ours = nn.CriticConv2d(3, 4, 3, stride=2, padding=1, padding_mode=padding_mode)
