@@ -354,8 +354,9 @@ def test_second_derivatives_are_as_exact_as_the_first(backend, kind, scale, dtyp
             exact = second_derivatives(loss, leaves, torch.double, **options)
         for ours, right in zip(found, exact, strict=True):
             size = right.abs().max().item()
-            # A few roundings of what is summed; in half precision the last one, that of the result, is all of it.
-            assert (ours.double() - right).abs().max().item() <= 4 * torch.finfo(dtype).eps * size
+            # A few roundings of what is summed; in half precision the last, of the result, is nearly all there is.
+            roundings = 4 if dtype == torch.float32 else 1
+            assert (ours.double() - right).abs().max().item() <= roundings * torch.finfo(dtype).eps * size
 
 
 @every_backend
