@@ -50,7 +50,8 @@ def _forward(
             green = x
     joint += _log(mass / spread)
     peak = tl.max(joint, axis=1)
-    total = tl.sum(tl.exp(joint - peak[:, None]), axis=1)
+    # Not their difference where both are infinite: no component can make the pixel.
+    total = tl.sum(tl.where(joint == peak[:, None], 1.0, tl.exp(joint - peak[:, None])), axis=1)
     value = _log(tl.sum(prior, axis=1) / total) - peak
     if weight is not None:
         w = _load(weight + (sample * pixels + pixel), inside)

@@ -314,7 +314,10 @@ def _conv_transpose2d_norm_act(draw: Draw) -> Sample:
     running = _running(draw, outputs) if not training or draw.integer(0, 1) else (None, None)
     affine = _parameter(draw, outputs, shift=1.0), _parameter(draw, outputs)
     bias = draw.maybe(draw.tensor(outputs, values="normal"))
-    options = {"stride": stride, "padding": draw.one(0, 1) if kernel > 2 else 0, "groups": groups, **_activation(draw)}
+    activation = _activation(draw)
+    if training and draw.values == "zero":  # normalised to zero but for rounding, where slopes of ReLUs are either
+        activation = {"activation": "silu"}
+    options = {"stride": stride, "padding": draw.one(0, 1) if kernel > 2 else 0, "groups": groups, **activation}
     return Sample(
         "random", (x, weight, *running, *affine, training), options | ({} if bias is None else {"bias": bias})
     )
@@ -329,6 +332,19 @@ def _conv3x3(draw: Draw) -> Sample:
     x = draw.tensor(draw.integer(0, 3), inputs, draw.integer(1, 6), draw.one(1, 2, 3, 5, 37))
     weight = draw.tensor(outputs, inputs, 3, 3, scale=0.3, values="normal")
     return _sample(x, weight, draw.maybe(draw.tensor(outputs, values="normal")))
+
+
+# Family conv4x4.
+
+
+@_call
+def _conv4x4(draw: Draw) -> Sample:
+    inputs, outputs = (draw.one(1, 2, 3, 16, 32) for _ in range(2))
+    batch, height, width, transposed = draw.integer(0, 3), draw.integer(1, 5), draw.one(1, 2, 3, 5, 19), draw.one(False, True)
+    x = draw.tensor(batch, inputs, *((height, width) if transposed else (2 * height, 2 * width)))
+    pair = (inputs, outputs) if transposed else (outputs, inputs)
+    weight = draw.tensor(*pair, 4, 4, scale=0.3, values="normal")
+    return _sample(x, weight, draw.maybe(draw.tensor(outputs, values="normal")), transposed=transposed or None)
 
 
 # Families critic and adversarial.

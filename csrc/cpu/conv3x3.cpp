@@ -89,58 +89,6 @@ template <class A> static void weight_panels(const Conv3x3Weight& p, int64_t fir
       }
 }
 
-// The same of a doubled image, from three pixels of each of three rows.
-template <class A> struct DoubledPatch {
-  using V = Vector<A>;
-  V rows[3][3];
-  void row(int a, V before, V middle, V after) {
-    rows[a][0] = before - middle;
-    rows[a][1] = middle;
-    rows[a][2] = middle - after;
-  }
-  void store(A* out, int64_t frequency) const {
-    for (int b = 0; b < 3; b++) {
-      store_lanes<A>(out + b * frequency, rows[0][b] - rows[1][b]);
-      store_lanes<A>(out + (3 + b) * frequency, rows[1][b]);
-      store_lanes<A>(out + (6 + b) * frequency, rows[1][b] - rows[2][b]);
-    }
-  }
-};
-
-// --- Results: A' m A, 2x2 of them.
-
-template <class A, bool DOUBLED> struct Result {
-  using V = Vector<A>;
-  V pixels[2][2];
-  Result(const A* in, int64_t frequency, V bias) {
-    constexpr int N = DOUBLED ? 3 : 4;
-    V rows[N][2];
-    for (int a = 0; a < N; a++) {
-      V m[N];
-      for (int b = 0; b < N; b++) m[b] = load_lanes<A>(in + (N * a + b) * frequency);
-      sum(m, rows[a][0], rows[a][1]);
-    }
-    for (int b = 0; b < 2; b++) {
-      V column[N];
-      for (int a = 0; a < N; a++) column[a] = rows[a][b];
-      sum(column, pixels[0][b], pixels[1][b]);
-      pixels[0][b] += bias;
-      pixels[1][b] += bias;
-    }
-  }
-
- private:
-  static void sum(const V* m, V& first, V& second) {
-    if constexpr (DOUBLED) {
-      first = m[0] + m[1];
-      second = m[1] - m[2];
-    } else {
-      first = m[0] + m[1] + m[2];
-      second = m[1] - m[2] - m[3];
-    }
-  }
-};
-
 // --- Images that lie plane by plane: a vector is of tiles, and neighbouring tiles' columns are two apart.
 
 // Three neighbours of each pixel: padded[i] = line[column + i - 1], zero outside.
@@ -163,7 +111,7 @@ template <class A> static void doubled_plane_patches(const Conv3x3& p, int64_t t
         pad(y < 0 || y >= p.height ? nullptr : plane + y * p.width, p.width, run.column, run.length, padded[a]);
       }
       for (int64_t i = 0; i < run.length; i += L) {
-        DoubledPatch<A> patch;
+        PairPatch<A> patch;
         for (int a = 0; a < 3; a++) patch.row(a, load_lanes<A>(padded[a] + i), load_lanes<A>(padded[a] + i + 1), load_lanes<A>(padded[a] + i + 2));
         patch.store(patches + c * p.block + at + i, frequency);
       }
@@ -269,7 +217,7 @@ static void doubled_pixel_patches(const Conv3x3& p, int64_t tile, int64_t count,
         pixels[a][b] = inside ? (const A*)p.image + ((run.image * p.height + y) * p.width + x) * p.image_channels : zeros;
       }
     for (int64_t c = 0; c < p.inputs; c += kLanes<A>) {
-      DoubledPatch<A> patch;
+      PairPatch<A> patch;
       for (int a = 0; a < 3; a++) patch.row(a, load_lanes<A>(pixels[a][0] + c), load_lanes<A>(pixels[a][1] + c), load_lanes<A>(pixels[a][2] + c));
       patch.store(patches + t * p.inputs + c, frequency);
     }

@@ -7,6 +7,7 @@
 #pragma once
 #include "../types.h"
 #include "isa.h"
+#include "pixel_order.h"
 
 namespace genmod {
 
@@ -15,7 +16,6 @@ inline int64_t frequencies_of(bool doubled) { return doubled ? 9 : kFrequencies;
 // Tiles are worked on in blocks of whole vectors, of images that lie plane by plane, or of whole rows of the products'
 // register tiles, of those that lie pixel by pixel.
 constexpr int64_t kPlaneTiles = 32, kPixelTiles = 12, kMostTiles = 128;
-constexpr int64_t kPixelVector = 16;  // divides the channels of an image that is taken pixel by pixel
 
 struct Conv3x3 {
   bool wide;      // double
@@ -45,17 +45,6 @@ struct Conv3x3Weight {
   void* transformed;
 };
 
-// An image from any strides to pixel by pixel, its channels padded with zeros to whole vectors.
-struct PixelCopy {
-  bool wide;
-  int64_t channels, height, width;
-  const void* from;
-  int64_t of_image, of_channel, of_row, of_column;
-  void* to;  // [batch][height][width][padded_channels(channels)]
-};
-
-inline int64_t padded_channels(int64_t channels) { return (channels + kPixelVector - 1) / kPixelVector * kPixelVector; }
-
 // The weight's gradient: of each frequency the product of what the tiles have on both sides of the convolution, and then
 // the transpose of the weight's transform.
 struct Conv3x3Gradient {
@@ -72,6 +61,9 @@ struct Conv3x3Gradient {
   int64_t grad_pitch() const { return padded_channels((outputs + 11) / 12 * 12); }
   int64_t tile_rows() const { return (height + 1) / 2; }
   int64_t tile_columns() const { return (width + 1) / 2; }
+  int64_t image_elements() const { return kFrequencies * image_pitch(); }  // of a tile
+  int64_t grad_elements() const { return kFrequencies * grad_pitch(); }
+  int64_t sums() const { return kFrequencies * image_pitch() * grad_pitch(); }
 };
 
 struct Conv3x3WeightResult {
@@ -91,7 +83,6 @@ struct Conv3x3Kernels {
 };
 
 struct Conv3x3GradientKernels {
-  void (*to_pixels)(const PixelCopy&, int64_t first, int64_t last);                // rows of all images
   void (*transform)(const Conv3x3Gradient&, int64_t first, int64_t last);          // tiles, from `begin` on
   int64_t (*bands)(const Conv3x3Gradient&);                                        // of the products
   void (*accumulate)(const Conv3x3Gradient&, int64_t first, int64_t last);         // bands

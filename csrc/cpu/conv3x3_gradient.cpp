@@ -5,27 +5,6 @@ namespace genmod {
 namespace GENMOD_ISA {
 namespace {
 
-template <class A> static void to_pixels(const PixelCopy& p, int64_t first, int64_t last) {
-  constexpr int L = kLanes<A>;
-  const int64_t pitch = padded_channels(p.channels);
-  for (int64_t line = first; line < last; line++) {
-    const A* from = (const A*)p.from + line / p.height * p.of_image + line % p.height * p.of_row;
-    A* to = (A*)p.to + line * p.width * pitch;
-    const int64_t squares = p.of_column == 1 ? p.width / L * L : 0, whole = squares ? p.channels / L * L : 0;
-    for (int64_t c = 0; c < whole; c += L)
-      for (int64_t x = 0; x < squares; x += L) {
-        Vector<A> rows[L];
-        for (int l = 0; l < L; l++) rows[l] = load_lanes<A>(from + (c + l) * p.of_channel + x);
-        exchange<A, L / 2>(rows);
-        for (int l = 0; l < L; l++) store_lanes<A>(to + (x + l) * pitch + c, rows[l]);
-      }
-    for (int64_t x = 0; x < p.width; x++) {
-      for (int64_t c = x < squares ? whole : 0; c < p.channels; c++) to[x * pitch + c] = from[c * p.of_channel + x * p.of_column];
-      for (int64_t c = p.channels; c < pitch; c++) to[x * pitch + c] = 0;
-    }
-  }
-}
-
 // A y A' of the 2x2 pixels of a tile of the gradient.
 template <class A, class V> static inline void spread(const V (*y)[2], A* out, int64_t frequency) {
   V rows[2][4];
@@ -178,14 +157,13 @@ template <class A> static void weight_results(const Conv3x3WeightResult& p, int6
   static void name##_any(const Params& p, int64_t first, int64_t last) { \
     p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
   }
-GENMOD_BY_WIDTH(to_pixels, PixelCopy)
 GENMOD_BY_WIDTH(transform_tiles, Conv3x3Gradient)
 GENMOD_BY_WIDTH(accumulate_bands, Conv3x3Gradient)
 GENMOD_BY_WIDTH(weight_results, Conv3x3WeightResult)
 
 }  // namespace
 
-extern const Conv3x3GradientKernels conv3x3_gradient_kernels{to_pixels_any, transform_tiles_any, bands, accumulate_bands_any, weight_results_any};
+extern const Conv3x3GradientKernels conv3x3_gradient_kernels{transform_tiles_any, bands, accumulate_bands_any, weight_results_any};
 
 }  // namespace GENMOD_ISA
 }  // namespace genmod

@@ -1,6 +1,7 @@
 // PixelCNN++'s likelihood. The formulas are those of genmod/reference/logistic_mixture.py.
 #include "logistic_mixture.h"
 
+#include <limits>
 #include <vector>
 
 #include "tile.h"
@@ -208,7 +209,8 @@ struct Span {
 
 // The loss of each pixel of a tile.
 template <class A> static void pixel_losses(const LogisticMixture& p, const Span& s, const A* __restrict priors, const LogSum<A>& total, A* __restrict nll) {
-  for (int64_t i = 0; i < s.padded; i++) nll[i] = log_of(priors[i] / total.sum[i]) - total.peak[i];
+  // No component may be able to make a pixel, all means being infinitely far away.
+  for (int64_t i = 0; i < s.padded; i++) nll[i] = total.sum[i] == 0 ? std::numeric_limits<A>::infinity() : log_of(priors[i] / total.sum[i]) - total.peak[i];
   if (p.weight) {
     const A* weight = (const A*)p.weight + s.sample * p.pixels + s.begin;
     for (int64_t i = 0; i < s.n; i++) nll[i] = weight[i] == 0 ? A(0) : weight[i] * nll[i];

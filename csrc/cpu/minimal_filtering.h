@@ -2,9 +2,9 @@
 #pragma once
 #include "conv3x3.h"
 #include "products.h"
+#include "transpose.h"
 
 #include <memory>
-#include <type_traits>
 
 namespace genmod {
 namespace GENMOD_ISA {
@@ -37,24 +37,6 @@ template <class A> class Workspace {
   A* data_;
 };
 
-// Transposes a square of as many vectors as each has lanes: halves, quarters, ... change places.
-template <class A, int WIDTH> static inline void exchange(Vector<A>* rows) {
-  constexpr int L = kLanes<A>;
-  using Lane = std::conditional_t<sizeof(A) == 4, VectorI, VectorL>;
-  Lane low{}, high{};
-  for (int l = 0; l < L; l++) {
-    low[l] = l & WIDTH ? l - WIDTH + L : l;
-    high[l] = l & WIDTH ? l + L : l + WIDTH;
-  }
-  for (int i = 0; i < L; i++) {
-    if (i & WIDTH) continue;
-    const Vector<A> a = rows[i], b = rows[i + WIDTH];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + WIDTH] = __builtin_shuffle(a, b, high);
-  }
-  if constexpr (WIDTH > 1) exchange<A, WIDTH / 2>(rows);
-}
-
 // --- Patches: B' d B, from the horizontal part of each of four rows.
 
 template <class A> struct Patch {
@@ -72,6 +54,59 @@ template <class A> struct Patch {
       store_lanes<A>(out + (4 + b) * frequency, rows[1][b] + rows[2][b]);
       store_lanes<A>(out + (8 + b) * frequency, rows[2][b] - rows[1][b]);
       store_lanes<A>(out + (12 + b) * frequency, rows[1][b] - rows[3][b]);
+    }
+  }
+};
+
+// The same for a kernel of two taps a row: from three pixels of each of three rows. A kernel of three over a doubled image,
+// whose neighbours are equal, is one.
+template <class A> struct PairPatch {
+  using V = Vector<A>;
+  V rows[3][3];
+  void row(int a, V before, V middle, V after) {
+    rows[a][0] = before - middle;
+    rows[a][1] = middle;
+    rows[a][2] = middle - after;
+  }
+  void store(A* out, int64_t frequency) const {
+    for (int b = 0; b < 3; b++) {
+      store_lanes<A>(out + b * frequency, rows[0][b] - rows[1][b]);
+      store_lanes<A>(out + (3 + b) * frequency, rows[1][b]);
+      store_lanes<A>(out + (6 + b) * frequency, rows[1][b] - rows[2][b]);
+    }
+  }
+};
+
+// --- Results: A' m A, 2x2 of them. PAIRS: of a kernel of two taps a row.
+
+template <class A, bool PAIRS> struct Result {
+  using V = Vector<A>;
+  V pixels[2][2];
+  Result(const A* in, int64_t frequency, V bias) {
+    constexpr int N = PAIRS ? 3 : 4;
+    V rows[N][2];
+    for (int a = 0; a < N; a++) {
+      V m[N];
+      for (int b = 0; b < N; b++) m[b] = load_lanes<A>(in + (N * a + b) * frequency);
+      sum(m, rows[a][0], rows[a][1]);
+    }
+    for (int b = 0; b < 2; b++) {
+      V column[N];
+      for (int a = 0; a < N; a++) column[a] = rows[a][b];
+      sum(column, pixels[0][b], pixels[1][b]);
+      pixels[0][b] += bias;
+      pixels[1][b] += bias;
+    }
+  }
+
+ private:
+  static void sum(const V* m, V& first, V& second) {
+    if constexpr (PAIRS) {
+      first = m[0] + m[1];
+      second = m[1] - m[2];
+    } else {
+      first = m[0] + m[1] + m[2];
+      second = m[1] - m[2] - m[3];
     }
   }
 };

@@ -2,14 +2,9 @@
 #pragma once
 #include "cpu/conv3x3.h"
 
-#include "parallel.h"
-#include "tensors.h"
+#include "pixels.h"
 
 namespace genmod {
-
-template <class Params> void run_items(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t items, double work) {
-  run_pieces(kernel, p, items, work, 200000);
-}
 
 // Blocks that fall evenly on the threads; larger ones where the weight is large, which is read again for each of them.
 inline int64_t block_of(const Conv3x3& p) {

@@ -75,6 +75,10 @@ def _upsample(draw: Callable[..., Tensor], b: int, c: int, r: int) -> Sample:
     return Sample("", (draw(b, c, r, r), (9 * c) ** -0.5 * draw(c, c, 3, 3), draw(c)))
 
 
+def _halved(draw: Callable[..., Tensor], b: int, c: int, r: int) -> Sample:
+    return Sample("", (draw(b, c, r, r), (16 * c) ** -0.5 * draw(c, c, 4, 4), draw(c)))
+
+
 def _loss(draw: Callable[..., Tensor], b: int, c: int, r: int) -> Sample:
     return Sample("", (draw(b, c, r, r), torch.sigmoid(draw(b, c, r, r))))
 
@@ -94,6 +98,7 @@ AXES: dict[str, Axes] = {
     "bias_act": _images(_bias_act),
     "critic_leaky_relu": _images(lambda draw, b, c, r: Sample("", (draw(b, c, r, r),))),
     "conv3x3": _images(_upsample, channels=64),
+    "conv4x4": _images(_halved, channels=64),
     "upsample_conv2d": _images(_upsample, channels=64, resolution=16),
     "bernoulli_nll": _images(_loss, channels=3, resolution=64),
     "mse": _images(_loss, channels=3, resolution=64),

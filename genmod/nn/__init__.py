@@ -4,6 +4,7 @@ from genmod.nn.adversarial import CriticLoss, GeneratorLoss, LeCam
 from genmod.nn.aggregate import DIP, MMD, BetaTCVAELoss, TotalCorrelation
 from genmod.nn.blocks import ConvTransposeBlock, UpsampleBlock
 from genmod.nn.conv3x3 import Conv3x3
+from genmod.nn.conv4x4 import Conv4x4, ConvTranspose4x4
 from genmod.nn.critic import BlurDownsample, CriticConv2d, CriticLeakyReLU, CriticLinear, CriticReLU, MinibatchStdDev
 from genmod.nn.decoder import Decoder, DecoderConfig
 from genmod.nn.elbo import ELBO, ELBOTerms, ImportanceWeightedELBO, ImportanceWeightedTerms
@@ -25,6 +26,8 @@ __all__ = [
     "BiasAct",
     "BlurDownsample",
     "Conv3x3",
+    "Conv4x4",
+    "ConvTranspose4x4",
     "ConvTransposeBlock",
     "CosineSchedule",
     "CriticConv2d",

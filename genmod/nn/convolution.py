@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from genmod import ops
 from genmod.nn.upsample_conv import UpsampleConv2d
-from genmod.ops.conv3x3 import is_faster
+from genmod.ops.conv3x3 import is_faster as is_faster_3x3
+from genmod.ops.conv4x4 import is_faster as is_faster_4x4
 
 
 def without_bias(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -32,16 +33,38 @@ def without_bias(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """`conv(x)`; of a plain 3x3 convolution by :func:`genmod.ops.conv3x3` where that is faster."""
-    if type(conv) is not nn.Conv2d or not is_3x3(conv) or _is_more_than_its_class(conv):
+    """`conv(x)`; of a plain 3x3 convolution by :func:`genmod.ops.conv3x3`, and of a 4x4 one with stride 2 by
+    :func:`genmod.ops.conv4x4`, where these are faster."""
+    if type(conv) is not nn.Conv2d or _is_more_than_its_class(conv):
         return conv(x)
-    return ops.conv3x3(x, conv.weight, conv.bias) if suits(x, conv.weight) else conv(x)
+    if is_3x3(conv) and suits(x, conv.weight):
+        return ops.conv3x3(x, conv.weight, conv.bias)
+    if is_4x4(conv) and suits_4x4(x, conv.weight, False):
+        return ops.conv4x4(x, conv.weight, conv.bias)
+    return conv(x)
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`genmod.ops.conv3x3` takes these, and computes them faster than PyTorch's convolution."""
     alike = x.dim() == 4 and x.dtype == weight.dtype and x.device == weight.device
-    return alike and x.shape[1] == weight.shape[1] and 0 not in x.shape and is_faster(x, weight)
+    return alike and x.shape[1] == weight.shape[1] and 0 not in x.shape and is_faster_3x3(x, weight)
+
+
+def suits_4x4(x: Tensor, weight: Tensor, transposed: bool) -> bool:
+    """Whether :func:`genmod.ops.conv4x4` takes these, and computes them faster than PyTorch's convolution."""
+    alike = x.dim() == 4 and x.dtype == weight.dtype and x.device == weight.device and 0 not in x.shape
+    if not alike or x.shape[1] != weight.shape[0 if transposed else 1]:
+        return False
+    whole = transposed or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0)
+    return whole and is_faster_4x4(x, weight, transposed)
+
+
+def is_4x4(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Whether it is one with stride 2 and padding 1, zeros around, and no groups."""
+    geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    if isinstance(conv, nn.ConvTranspose2d) and conv.output_padding != (0, 0):
+        return False
+    return geometry == ((4, 4), (2, 2), (1, 1), (1, 1)) and conv.groups == 1 and conv.padding_mode == "zeros"
 
 
 def is_3x3(conv: nn.Conv2d) -> bool:

@@ -4,6 +4,7 @@ from genmod import backends
 from genmod.ops.adversarial import critic_loss, generator_loss, lecam
 from genmod.ops.aggregate import dip, mmd, total_correlation
 from genmod.ops.conv3x3 import conv3x3
+from genmod.ops.conv4x4 import conv4x4
 from genmod.ops.critic import critic_leaky_relu
 from genmod.ops.critic_conv import critic_conv2d
 from genmod.ops.gaussian import clamp_logvar, gaussian_kl, reparameterize, sample_kl
@@ -18,6 +19,7 @@ __all__ = [
     "bias_act",
     "clamp_logvar",
     "conv3x3",
+    "conv4x4",
     "conv_transpose2d_norm_act",
     "critic_conv2d",
     "critic_leaky_relu",

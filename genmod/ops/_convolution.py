@@ -1,6 +1,7 @@
-r"""The three maps that a convolution is made of, each by the CPU's faster way: oneDNN's kernels, or one matrix product.
+r"""The three maps that a convolution is made of, each by the CPU's fastest way: oneDNN's kernels, minimal filtering, or one
+matrix product.
 
-With few pixels and many channels, as in the deep half of a critic or the first half of a generator, oneDNN reaches a
+A kernel of 4x4 with stride 2, as in DCGAN, is the op `conv4x4`'s, where that was measured to be faster. Else, with few pixels and many channels, as in the deep half of a critic or the first half of a generator, oneDNN reaches a
 fraction of what a matrix product does. There the patches under the kernel are written out (a few images at a time, so
 that they stay in the cache) and multiplied: forward :math:`y = P(x) W`, the input's gradient
 :math:`P^\top(g W^\top)`, the weight's :math:`P(x)^\top g`, where P takes an image to its patches. Elsewhere, and on
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genmod import layout
+from genmod.ops._convolution_tiles import FORWARD, TRANSPOSED, WEIGHT, by_tiles
+from genmod.ops._processor import is_amd
 
 
 class Geometry(NamedTuple):
@@ -30,6 +33,8 @@ class Geometry(NamedTuple):
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """`x` convolved with `weight`."""
+    if _is_halving(weight.shape, geometry, x) and by_tiles(FORWARD, x, _halved(x.shape), weight.shape):
+        return torch.ops.genmod.conv4x4.default(x, weight, bias, False)
     if not _product_is_faster(True, x, weight.shape, geometry):
         if _channels_last_is_faster(x, weight.shape, geometry):
             y = F.conv2d(_in_channels_last(x), _in_channels_last(weight), bias, *geometry)
@@ -53,6 +58,8 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 
 def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
     """The gradient of a convolution's input, of which only the shape enters: also a transposed convolution."""
+    if _is_doubling(grad.shape, weight.shape, shape, geometry) and by_tiles(TRANSPOSED, grad, grad.shape, weight.shape):
+        return torch.ops.genmod.conv4x4.default(grad, weight, None, True)
     if not _product_is_faster(False, grad, weight.shape, geometry):
         if _channels_last_is_faster(grad, weight.shape, geometry):
             image = grad.new_empty(1).expand(shape)
@@ -82,7 +89,9 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Ge
 
 def weight_gradient(grad: Tensor, x: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
     """The gradient of a convolution's weight, of which only the shape enters."""
-    if not _product_is_faster(False, grad, shape, geometry):
+    if _is_doubling(grad.shape, shape, x.shape, geometry) and by_tiles(WEIGHT, grad, grad.shape, shape):
+        return torch.ops.genmod.conv4x4_weight_gradient.default(grad, x)
+    if not _product_is_faster(False, grad, shape, geometry, for_weight=True):
         return _backward(grad, x, grad.new_empty(1).expand(shape), geometry, 1)
     images, gradients, pixels = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), grad.shape[2:]
     total = grad.new_zeros(shape[0], shape[1:].numel())
@@ -95,15 +104,18 @@ def weight_gradient(grad: Tensor, x: Tensor, shape: torch.Size, geometry: Geomet
 def gradients(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Both of them. Where both are ATen's they are asked for together: what it converts, it converts once."""
     shape = weight.shape
-    if _product_is_faster(False, grad, shape, geometry) or _channels_last_is_faster(grad, shape, geometry):
+    apart = _is_doubling(grad.shape, shape, x.shape, geometry) and by_tiles(TRANSPOSED, grad, grad.shape, shape)
+    apart = apart or _product_is_faster(False, grad, shape, geometry, for_weight=True)
+    if apart or _channels_last_is_faster(grad, shape, geometry):
         return input_gradient(grad, weight, x.shape, geometry), weight_gradient(grad, x, shape, geometry)
     to_x, to_weight, _ = _both(grad, x, weight, geometry, [True, True, False])
     return to_x, to_weight
 
 
-def forward_by_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether a convolution of `x` takes the matrix product."""
-    return _product_is_faster(True, x, weight.shape, geometry)
+def forward_is_own(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a convolution of `x` is not ATen's."""
+    halves = _is_halving(weight.shape, geometry, x) and by_tiles(FORWARD, x, _halved(x.shape), weight.shape)
+    return halves or _product_is_faster(True, x, weight.shape, geometry)
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, which: int) -> Tensor:
@@ -114,6 +126,9 @@ def _both(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     stride, padding, dilation, groups = geometry
+    if weight.shape[0] == 1 and weight.stride(0) != weight.numel():
+        # ATen gives the weight's gradient the strides of the weight, and then cannot write to it if this one is odd.
+        weight = weight.clone(memory_format=torch.contiguous_format)
     no_output_padding = [0] * len(stride)
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, no_output_padding, groups, mask
@@ -125,19 +140,50 @@ def _both(
 
 # Measured on two threads with AVX-512, 256 to 512 channels, 4x4 kernels with stride 2, 8x8 to 4x4 pixels, batch 32, in
 # ms: forward 11.5 where oneDNN takes 15.2 (channels_last 20.9), the input's gradient 14.5 (25.2, 22.6), the weight's
-# 10.5 (26.0, 26.0). With 128 to 256 channels and four times the pixels they are about equal.
+# 10.5 (26.0, 26.0). With 128 to 256 channels and four times the pixels they are about equal. On an AMD processor with
+# AVX-512, whose products are those of MKL too, forward 10.9 (6.9, 4.9), the input's gradient 11.7 (6.5, 6.1), the weight's
+# 10.7 (16, 20): there products are for one pixel, where nothing else is left of a convolution, and for weights.
 _FEW_PIXELS = 16
 _MANY_CHANNELS = 128
 #: Elements of a part's patches: 8 MB in float32, which the outer caches hold.
 _PART = 1 << 21
 
 
-def transposed_by_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether a transposed convolution of `x`, or its backward pass, takes the matrix product."""
+def transposed_is_own(x: Tensor, weight: Tensor, geometry: Geometry, output_padding: tuple[int, int]) -> bool:
+    """Whether a transposed convolution of `x`, or its backward pass, is not ATen's."""
+    doubles = not any(output_padding) and _has_four_taps(weight.shape, geometry) and x.dim() == 4
+    if doubles and any(by_tiles(which, x, x.shape, weight.shape) for which in (FORWARD, TRANSPOSED, WEIGHT)):
+        return True
     return _product_is_faster(False, x, weight.shape, geometry)
 
 
-def _product_is_faster(forward: bool, image: Tensor, weight: torch.Size, geometry: Geometry) -> bool:
+# Minimal filtering's side: images of which one is twice as high and wide as the other.
+
+
+def _has_four_taps(weight: torch.Size, geometry: Geometry) -> bool:
+    return tuple(weight[2:]) == (4, 4) and geometry == ((2, 2), (1, 1), (1, 1), 1)
+
+
+def _halved(image: torch.Size) -> tuple[int, ...]:
+    return (*image[:2], image[2] // 2, image[3] // 2)
+
+
+def _is_halving(weight: torch.Size, geometry: Geometry, x: Tensor) -> bool:
+    return _has_four_taps(weight, geometry) and x.dim() == 4 and _even(x.shape)
+
+
+def _is_doubling(small: torch.Size, weight: torch.Size, large: torch.Size, geometry: Geometry) -> bool:
+    """Not of an odd size, which halved and doubled is another."""
+    return _has_four_taps(weight, geometry) and len(large) == 4 and small[2:] == _halved(large)[2:] and _even(large)
+
+
+def _even(image: torch.Size) -> bool:
+    return image[2] % 2 == image[3] % 2 == 0
+
+
+def _product_is_faster(
+    forward: bool, image: Tensor, weight: torch.Size, geometry: Geometry, for_weight: bool = False
+) -> bool:
     """Whether to take the matrix product. `image` is the input if `forward`, else the output's gradient."""
     if weight[0] < _MANY_CHANNELS or weight[1] < _MANY_CHANNELS or geometry.groups != 1:
         return False
@@ -145,7 +191,7 @@ def _product_is_faster(forward: bool, image: Tensor, weight: torch.Size, geometr
     if not image.is_cpu or not wide or image.dim() != 4 or tuple(geometry.dilation) != (1, 1) or not image.numel():
         return False
     pixels = _pixels(image.shape, weight, geometry) if forward else image.shape[2:]
-    return 0 < pixels[0] * pixels[1] <= _FEW_PIXELS
+    return 0 < pixels[0] * pixels[1] <= (_FEW_PIXELS if for_weight or not is_amd() else 1)
 
 
 def _channels_last_is_faster(image: Tensor, weight: torch.Size, geometry: Geometry) -> bool:

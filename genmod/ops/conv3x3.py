@@ -1,7 +1,7 @@
 """Family `conv3x3`: convolutions with a 3x3 kernel, stride 1 and padding 1.
 
-The public function checks its arguments and calls the dispatcher; schema, fake and autograd stand below it. The maths
-is in `genmod.reference.conv3x3`.
+The public function checks its arguments and calls the dispatcher; schema, fake and autograd are those of
+`genmod.ops._convolution_ops`. The maths is in `genmod.reference.conv3x3`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from genmod import backends, layout
 from genmod.ops import _checks
 from genmod.ops._convolution_arguments import autocast, check_bias, check_image
-from genmod.ops._library import define, differentiate
+from genmod.ops._convolution_ops import define_convolution
 
 #: Channels below which PyTorch's own convolution is always faster.
 FEWEST_CHANNELS = 32
@@ -103,68 +103,7 @@ def _check(x: Any, weight: Any, bias: Any) -> None:
     _checks.fits("x", x, (x.shape[0], weight.shape[0], *x.shape[2:]))
 
 
-# Dispatcher ops. Every backend implements exactly these.
-
-
-def _conv3x3_fake(x, weight, bias, transposed):
-    shape = (x.shape[0], weight.shape[1 if transposed else 0], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.memory_format_of(x))
-
-
-def _conv3x3_weight_gradient_fake(grad, x):
-    return x.new_empty(grad.shape[1], x.shape[1], 3, 3)
-
-
-define("conv3x3", "conv3x3(Tensor x, Tensor weight, Tensor? bias, bool transposed) -> Tensor", _conv3x3_fake)
-define("conv3x3", "conv3x3_weight_gradient(Tensor grad, Tensor x) -> Tensor", _conv3x3_weight_gradient_fake)
-
-
-# Autograd. With C(x, w) the op, T(g, w) the transposed one and W(g, x) the gradient by the weight, which is linear in
-# the images on either side of a convolution, the gradients of each are the other two: derivatives of every order are
-# made of these three.
-
-
-def _save(ctx, x, weight, bias, transposed):
-    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-    ctx.transposed, ctx.form = transposed, layout.memory_format_of(x)
-
-
-def _vjp(ctx, grad):
-    if grad is None:
-        return (None,) * 4
-    grad = grad.contiguous(memory_format=ctx.form)
-    x, weight = ctx.saved_tensors
-    to_x = to_weight = to_bias = None
-    if ctx.needs_input_grad[0]:
-        to_x = _conv3x3(grad, weight, None, not ctx.transposed)
-    if ctx.needs_input_grad[1]:
-        after, before = (x, grad) if ctx.transposed else (grad, x)
-        to_weight = _conv3x3_weight_gradient(after, before).contiguous(memory_format=layout.memory_format_of(weight))
-    if ctx.needs_input_grad[2]:
-        to_bias = grad.sum((0, 2, 3))
-    return to_x, to_weight, to_bias, None
-
-
-def _save_weight_gradient(ctx, grad, x):
-    ctx.save_for_backward(grad if ctx.needs_input_grad[1] else None, x if ctx.needs_input_grad[0] else None)
-    ctx.forms = layout.memory_format_of(grad), layout.memory_format_of(x)
-
-
-def _weight_gradient_vjp(ctx, further):
-    if further is None:
-        return None, None
-    grad, x = ctx.saved_tensors
-    of_grad, of_x = ctx.forms
-    to_grad = to_x = None
-    if ctx.needs_input_grad[0]:
-        to_grad = _conv3x3(x, further, None, False).contiguous(memory_format=of_grad)
-    if ctx.needs_input_grad[1]:
-        to_x = _conv3x3(grad, further, None, True).contiguous(memory_format=of_x)
-    return to_grad, to_x
-
-
-_conv3x3 = differentiate("conv3x3", _save, _vjp)
-_conv3x3_weight_gradient = differentiate("conv3x3_weight_gradient", _save_weight_gradient, _weight_gradient_vjp)
+_conv3x3 = define_convolution("conv3x3", lambda size, transposed: size, kernel=3)
 
 
 def _why_plain(x: Tensor, weight: Tensor, *args: object, **kwargs: object) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genmod import backends, layout
 from genmod.ops import _checks, norm_act
-from genmod.ops._convolution import Geometry, transposed_by_product
+from genmod.ops._convolution import Geometry, transposed_is_own
 from genmod.ops._convolution_arguments import autocast, check_bias, check_image, check_image_shape
 from genmod.ops._differentiable_convolution import convolve_transposed
 from genmod.ops._library import define, differentiate
@@ -149,9 +149,9 @@ def conv_transpose2d_norm_act(
 def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, output_padding: tuple[int, int]
 ) -> Tensor:
-    """`torch.nn.functional.conv_transpose2d`, with a matrix product of ours where that is faster on a CPU."""
+    """`torch.nn.functional.conv_transpose2d`, in ways of ours where these are faster on a CPU."""
     plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if plain or not transposed_by_product(x, weight, geometry):
+    if plain or not transposed_is_own(x, weight, geometry, output_padding):
         stride, padding, dilation, groups = geometry
         return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
     return convolve_transposed(x, weight, bias, geometry, output_padding)

@@ -160,10 +160,11 @@ def logistic_mixture_nll_backward(
     below = torch.where(bin.lowest, 0.0, torch.sigmoid(bin.b))
     ratio = bin.width * (-bin.width).exp() / -torch.expm1(-bin.width)
     ratio = torch.where(bin.lowest | bin.highest, 0.0, ratio)
-    scaled = (-g * posterior).unsqueeze(1)
-    d_means = scaled * bin.inverse_scale * (below - above)
-    free = p.log_scales >= min_log_scale
-    d_log_scales = torch.where(free, scaled * (bin.b * below - bin.a * above - ratio), 0.0)
+    scaled, impossible = (-g * posterior).unsqueeze(1), (posterior == 0).unsqueeze(1)
+    # A component that cannot have made the pixel, its mean infinitely far away for one, has no gradient, 0 times that.
+    d_means = torch.where(impossible, 0.0, scaled * bin.inverse_scale * (below - above))
+    d_log_scales = scaled * (bin.b * below - bin.a * above - ratio)
+    d_log_scales = torch.where(impossible | (p.log_scales < min_log_scale), 0.0, d_log_scales)
     parts = [d_means, d_log_scales]
     if p.coefficients is not None:
         c = p.coefficients.tanh()

@@ -21,16 +21,16 @@ def channels_last(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last)
 
 
-def bad_calls(op: Any, width: str) -> Iterator[BadCall]:
-    """Of a 3x3 convolution of `[1, 4, 3, 3]`; `width` is that of the result for an image 32768 pixels wide."""
-    x, w = torch.zeros(1, 4, 3, 3), torch.zeros(2, 4, 3, 3)
+def bad_calls(op: Any, width: str, kernel: int = 3) -> Iterator[BadCall]:
+    """Of a convolution of `[1, 4, 4, 4]`; `width` is that of the result for an image 32768 pixels wide."""
+    x, w, k = torch.zeros(1, 4, 4, 4), torch.zeros(2, 4, kernel, kernel), f"{kernel}, {kernel}"
     yield BadCall("not a tensor", lambda: op([1.0], w), TypeError, ("x", "list", "tensor"))
     yield BadCall("integers", lambda: op(x.int(), w.int()), TypeError, ("x", "int32", "float32"))
-    yield BadCall("unbatched", lambda: op(x[0], w), ValueError, ("x", "(4, 3, 3)", "[N, C, H, W]"))
-    yield BadCall("no pixels", lambda: op(x[:, :, :0], w), ValueError, ("x", "(1, 4, 0, 3)", "pixel"))
-    yield BadCall("kernel", lambda: op(x, torch.zeros(2, 4, 5, 5)), ValueError, ("weight", "(2, 4, 5, 5)", "3x3"))
-    yield BadCall("input channels", lambda: op(x, w[:, :3]), ValueError, ("weight", "(2, 3, 3, 3)", "4 channels"))
-    yield BadCall("no output channels", lambda: op(x, w[:0]), ValueError, ("weight", "(0, 4, 3, 3)", "Cout"))
+    yield BadCall("unbatched", lambda: op(x[0], w), ValueError, ("x", "(4, 4, 4)", "[N, C, H, W]"))
+    yield BadCall("no pixels", lambda: op(x[:, :, :0], w), ValueError, ("x", "(1, 4, 0, 4)", "pixel"))
+    yield BadCall("kernel", lambda: op(x, torch.zeros(2, 4, 5, 5)), ValueError, ("weight", "(2, 4, 5, 5)", f"{kernel}x{kernel}"))
+    yield BadCall("input channels", lambda: op(x, w[:, :3]), ValueError, ("weight", f"(2, 3, {k})", "4 channels"))
+    yield BadCall("no output channels", lambda: op(x, w[:0]), ValueError, ("weight", f"(0, 4, {k})", "Cout"))
     yield BadCall("bias", lambda: op(x, w, torch.zeros(3)), ValueError, ("bias", "(3,)", "(2,)"))
     yield BadCall("weight dtype", lambda: op(x, w.half()), TypeError, ("weight", "float16", "float32"))
     yield BadCall("bias dtype", lambda: op(x, w, torch.zeros(2).double()), TypeError, ("bias", "float64", "float32"))

@@ -271,11 +271,15 @@ def _covariances(sample: Sample) -> tuple[float, float]:
     factors = off_diagonal + (on_diagonal - off_diagonal) * torch.eye(dims, dtype=mean.dtype, device=mean.device)
     centred = mean - mean.mean(0)
     covariance, terms = centred.t() @ centred / batch, centred.t().abs() @ centred.abs() / batch
+    # A difference from the average is off by the rounding of what it is a difference of.
+    rounding = torch.finfo(torch.float64 if sample.args[0].dtype == torch.float64 else torch.float32).eps
+    terms = terms + 16 * rounding * mean.abs().amax() ** 2 if mean.numel() else terms
     variance = torch.diag(sample.args[1].detach().double().exp().mean(0)) if kind == "ii" else torch.zeros_like(terms)
     identity = torch.eye(dims, dtype=mean.dtype, device=mean.device)
     slope, rounded = 2 * factors * (covariance + variance - identity), 2 * factors * (terms + variance + identity)
-    # Of the covariance's rounding, and of that of the differences from the average; and by the log-variances.
-    terms_of_gradients = centred.abs() @ rounded + mean.abs() @ slope.abs()
+    # Of the covariance's rounding, and of that of the differences from an average, which is off by a few units in the
+    # last place; and by the log-variances.
+    terms_of_gradients = centred.abs() @ rounded + 4 * mean.abs() @ (slope.abs() + rounding * rounded)
     if kind == "ii":
         terms_of_gradients = terms_of_gradients + sample.args[1].detach().double().exp() * rounded.diagonal()
     of_gradients = 2 / batch * terms_of_gradients.amax().item() if mean.numel() else 0.0
@@ -283,13 +287,13 @@ def _covariances(sample: Sample) -> tuple[float, float]:
 
 
 def _densities(sample: Sample) -> tuple[float, float]:
-    """The largest log-density of a sample under its posterior or the prior and the log of its weight; and a sample's
-    part in the gradient of its own log-variance, (eps² - 1) / 2."""
+    """The largest log-density of a sample under its posterior or the prior and the log of its weight, of which results
+    are differences; and a sample's part in the gradient of its own log-variance, (eps² - 1) / 2."""
     z, mean, logvar = (t.detach().double() for t in sample.args)
     terms = (_log_density(z, mean, logvar), _log_density(z, torch.zeros_like(z), torch.zeros_like(z)))
     of_outputs = math.log(sample.kwargs["dataset_size"]) + max(t.abs().sum(1).max().item() for t in terms)
     spread = ((z - mean).square() * (-logvar).exp()).amax().item() if z.numel() else 0.0
-    return of_outputs, (spread + 1) / z.shape[0]
+    return 2 * of_outputs, (spread + 1) / z.shape[0]
 
 
 def _kernels(sample: Sample) -> tuple[float, float]:

@@ -262,14 +262,16 @@ def _geometry(sample: Sample) -> Any:
 
 
 def _transposed_terms(sample: Sample) -> tuple[float, float]:
-    """Gradients are sums, over the image for a weight, of what a norm may take back entirely."""
+    """Outputs differ by the rounding of the convolution, of which the norm makes more where the image is nearly
+    constant; gradients are sums, over the image for a weight, of what a norm may take back entirely."""
     x, weight = (t.detach().double() for t in sample.args[:2])
     bias = None if sample.get("bias") is None else sample.get("bias").detach().double()
     image = F.conv_transpose2d(x, weight, bias, **_geometry(sample))
     gain = batch_norm_gain(image, bool(sample.get(6)), sample.get(3), sample.get(4))
     finite = [t[t.isfinite()].abs() for t in (x, weight)]
     largest = max((t.max().item() for t in finite if t.numel()), default=0.0)
-    return 0.0, gain * max(1.0, largest) * max(1, image.numel() // image.shape[1]) ** 0.5
+    of_image = max((t.max().item() for t in [image[image.isfinite()].abs()] if t.numel()), default=0.0)
+    return gain * of_image, gain * max(1.0, largest) * max(1, image.numel() // image.shape[1]) ** 0.5
 
 
 def _kept_by_batch_norm(sample: Sample) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from genmod import ops
-from genmod.ops import _convolution
+from genmod.ops import _convolution, _processor
 from genmod.ops._convolution import Geometry, convolution, input_gradient, weight_gradient
 from genmod.ops.upsample_conv import conv_transpose2d
 
@@ -19,6 +21,12 @@ WALKS = [
     ((4, 4), (1, 1), (0, 0), (4, 4)),
     ((1, 1), (2, 2), (0, 0), (5, 7)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def products_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made this processor."""
+    monkeypatch.setattr(_convolution, "is_amd", lambda: False)
 
 
 def draw(*shape: int, dtype: torch.dtype, last: bool = False) -> Tensor:
@@ -103,7 +111,7 @@ def test_transposed_convolution_and_its_gradients_are_torchs(walk):
     torch.manual_seed(0)
     given = [torch.randn(3, 128, 4, 4), torch.randn(128, 144, *kernel), torch.randn(144)]
     geometry = Geometry(stride, padding, (1, 1), 1)
-    assert _convolution.transposed_by_product(given[0], given[1], geometry)
+    assert _convolution.transposed_is_own(given[0], given[1], geometry, output_padding)
     results = []
     for function, cast, options in (
         (conv_transpose2d, torch.Tensor.float, (geometry, output_padding)),
@@ -128,6 +136,22 @@ def test_empty_batches_and_tiny_layers_are_left_to_aten():
     assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 64, 64), many, geometry)
     assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 4, 4).bfloat16(), many, geometry)
     assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 4, 4), many, geometry._replace(groups=2))
+
+
+def test_on_amd_products_are_for_one_pixel_and_for_weights(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_convolution, "is_amd", lambda: True)
+    weight, geometry = torch.Size((128, 128, 4, 4)), Geometry((1, 1), (0, 0), (1, 1), 1)
+    assert _convolution._product_is_faster(True, torch.zeros(2, 128, 4, 4), weight, geometry)
+    assert not _convolution._product_is_faster(True, torch.zeros(2, 128, 5, 5), weight, geometry)
+    assert not _convolution._product_is_faster(False, torch.zeros(2, 128, 2, 2), weight, geometry)
+    assert _convolution._product_is_faster(False, torch.zeros(2, 128, 2, 2), weight, geometry, for_weight=True)
+
+
+def test_the_processor_s_vendor(tmp_path: Path):
+    description = tmp_path / "cpuinfo"
+    assert _processor._vendor(str(description)) == ""
+    description.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\n")
+    assert _processor._vendor(str(description)) == "AuthenticAMD"
 
 
 @pytest.mark.parametrize("padding", [0, 1])

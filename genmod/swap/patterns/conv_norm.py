@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genmod.nn.blocks import transposed_product
+from genmod.nn.convolution import convolve
 from genmod.swap import activations
 from genmod.swap.pattern import Parts, RunPattern
 from genmod.swap.patterns.convolutions import act_of, activate, fold, folds
@@ -52,7 +53,7 @@ def _conv_norm(parts: Parts, x: Tensor) -> Tensor:
             y = conv._conv_forward(x, folded, bias)
         return y if act.activation == "identity" else activate(y, act)
     product = transposed_product(conv, x) if isinstance(conv, nn.ConvTranspose2d) else None
-    y = conv(x) if product is None else product
+    y = convolve(conv, x) if product is None else product
     if why_stock_batch_norm(norm, y):
         y = norm(y)
         return y if len(parts) == 2 else parts[2](y)
