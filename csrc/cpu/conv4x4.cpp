@@ -6,6 +6,8 @@ namespace genmod {
 namespace GENMOD_ISA {
 namespace {
 
+constexpr int kShared = 5;  // elements of a row of a patch that is all phases'
+
 static int64_t panel_width(bool wide) { return wide ? kWide<double> : kWide<float>; }
 static int64_t panels(bool wide, int64_t outputs) {
   const int64_t width = panel_width(wide);
@@ -100,12 +102,15 @@ template <class A> static void weight_panels(const Conv4x4Weight& p, int64_t fir
 
 template <class A> static Vector<A> bias_at(const void* bias, int64_t o) { return bias ? load_lanes<A>((const A*)bias + o) : Vector<A>{}; }
 
-template <class A> static void small_results(const Conv4x4& p, int64_t tile, int64_t count, const A* products, int64_t frequency, int64_t pitch) {
+// The outputs that products are of: all of them, or a panel.
+struct Outputs { int64_t first, last; };
+
+template <class A> static void small_results(const Conv4x4& p, int64_t tile, int64_t count, const Outputs& outputs, const A* products, int64_t frequency, int64_t pitch) {
   for (int64_t t = 0; t < count; t++) {
     const Run run(p, tile + t, 1);
     A* place = (A*)p.result + ((run.image * p.height + 2 * run.row) * p.width + 2 * run.column) * p.outputs;
-    for (int64_t o = 0; o < p.outputs; o += kLanes<A>) {
-      const Result<A, true> result(products + t * pitch + o, frequency, bias_at<A>(p.bias, o));
+    for (int64_t o = outputs.first; o < outputs.last; o += kLanes<A>) {
+      const Result<A, true> result(products + t * pitch + o - outputs.first, frequency, bias_at<A>(p.bias, o));
       for (int64_t a = 0; a < 2 && 2 * run.row + a < p.height; a++)
         for (int64_t b = 0; b < 2 && 2 * run.column + b < p.width; b++) store_lanes<A>(place + (a * p.width + b) * p.outputs + o, result.pixels[a][b]);
     }
@@ -115,28 +120,15 @@ template <class A> static void small_results(const Conv4x4& p, int64_t tile, int
 // Rows a power of two apart would compete for a few lines of level-1 cache: one line more than that.
 template <class A> static int64_t apart(int64_t n) { return n + kLanes<A>; }
 
-template <class A> static void to_small(const Conv4x4& p, int64_t first, int64_t last) {
-  const int64_t count_of_panels = panels(p.wide, p.outputs), terms = kPhases * p.inputs, of_tile = apart<A>(terms), pitch = count_of_panels * kWide<A>;
-  const int64_t of_patches = apart<A>(p.block * of_tile), of_products = apart<A>(p.block * pitch);
-  Workspace<A> patches(kPairFrequencies * of_patches), products(kPairFrequencies * of_products), zeros(p.inputs);
-  zeros.clear();
-  if (last * p.block > p.tiles()) patches.clear();  // rows of a register tile that are no tiles
-  const Pixels<A> image{(const A*)p.image, 2 * p.height, 2 * p.width, p.inputs, zeros.data()};
-  for (int64_t block = first; block < last; block++) {
-    const int64_t tile = block * p.block, count = p.tiles() - tile < p.block ? p.tiles() - tile : p.block;
-    phase_patches(p, image, tile, count, patches.data(), of_patches, of_tile, p.inputs);
-    for (int64_t f = 0; f < kPairFrequencies; f++)
-      for (int64_t panel = 0; panel < count_of_panels; panel++)
-        for (int64_t t = 0; t < count; t += kRows)
-          multiply<kRows, true>(patches.data() + f * of_patches + t * of_tile, of_tile, (const A*)p.weight + (f * count_of_panels + panel) * terms * kWide<A>, kWide<A>, terms,
-                                products.data() + f * of_products + t * pitch + panel * kWide<A>, pitch);
-    small_results(p, tile, count, products.data(), of_products, pitch);
-  }
-}
+// How transformed patches lie, and what of a weight they are multiplied with.
+template <class A> struct Patches {
+  int64_t terms, of_tile, frequencies, frequency;
+  Patches(const Conv4x4& p, int64_t tiles)
+      : terms(p.transposed ? p.inputs : kPhases * p.inputs), of_tile(apart<A>(terms)), frequencies(p.transposed ? kShared * kShared : kPairFrequencies), frequency(apart<A>(tiles * of_tile)) {}
+  int64_t elements() const { return frequencies * frequency; }
+};
 
 // --- From the smaller map to the larger: its four phases share what their patches have in common, 25 elements of 36.
-
-constexpr int kShared = 5;  // in a row
 
 template <class A> static void shared_patches(const Conv4x4& p, const Pixels<A>& image, int64_t tile, int64_t count, A* patches, int64_t frequency, int64_t pitch) {
   using V = Vector<A>;
@@ -167,44 +159,86 @@ template <class A> static void shared_patches(const Conv4x4& p, const Pixels<A>&
   }
 }
 
-template <class A> static void large_results(const Conv4x4& p, int64_t tile, int64_t count, int phase, const A* products, int64_t frequency, int64_t pitch) {
+template <class A> static void large_results(const Conv4x4& p, int64_t tile, int64_t count, int phase, const Outputs& outputs, const A* products, int64_t frequency, int64_t pitch) {
   const int64_t of_line = 2 * p.width * p.outputs;
   for (int64_t t = 0; t < count; t++) {
     const Run run(p, tile + t, 1);
     A* place = (A*)p.result + (run.image * 2 * p.height + 4 * run.row + phase / 2) * of_line + (4 * run.column + phase % 2) * p.outputs;
-    for (int64_t o = 0; o < p.outputs; o += kLanes<A>) {
-      const Result<A, true> result(products + t * pitch + o, frequency, bias_at<A>(p.bias, o));
+    for (int64_t o = outputs.first; o < outputs.last; o += kLanes<A>) {
+      const Result<A, true> result(products + t * pitch + o - outputs.first, frequency, bias_at<A>(p.bias, o));
       for (int64_t a = 0; a < 2 && 2 * run.row + a < p.height; a++)
         for (int64_t b = 0; b < 2 && 2 * run.column + b < p.width; b++) store_lanes<A>(place + 2 * a * of_line + 2 * b * p.outputs + o, result.pixels[a][b]);
     }
   }
 }
 
-template <class A> static void to_large(const Conv4x4& p, int64_t first, int64_t last) {
-  const int64_t count_of_panels = panels(p.wide, p.outputs), of_tile = apart<A>(p.inputs), pitch = count_of_panels * kWide<A>;
-  const int64_t of_patches = apart<A>(p.block * of_tile), of_products = apart<A>(p.block * pitch);
-  Workspace<A> patches(kShared * kShared * of_patches), products(kPairFrequencies * of_products), zeros(p.inputs);
-  zeros.clear();
-  if (last * p.block > p.tiles()) patches.clear();
-  const Pixels<A> image{(const A*)p.image, p.height, p.width, p.inputs, zeros.data()};
-  for (int64_t block = first; block < last; block++) {
-    const int64_t tile = block * p.block, count = p.tiles() - tile < p.block ? p.tiles() - tile : p.block;
-    shared_patches(p, image, tile, count, patches.data(), of_patches, of_tile);
-    for (int phase = 0; phase < kPhases; phase++) {
-      for (int64_t f = 0; f < kPairFrequencies; f++) {
-        const A* left = patches.data() + ((f / 3 + phase / 2 * 2) * kShared + f % 3 + phase % 2 * 2) * of_patches;
-        for (int64_t panel = 0; panel < count_of_panels; panel++)
-          for (int64_t t = 0; t < count; t += kRows)
-            multiply<kRows, true>(left + t * of_tile, of_tile, (const A*)p.weight + ((phase * kPairFrequencies + f) * count_of_panels + panel) * p.inputs * kWide<A>, kWide<A>, p.inputs,
-                                  products.data() + f * of_products + t * pitch + panel * kWide<A>, pitch);
-      }
-      large_results(p, tile, count, phase, products.data(), of_products, pitch);
+// --- Both ways: patches, products, results.
+
+template <class A> static void make_patches(const Conv4x4& p, int64_t tile, int64_t count, const A* zeros, A* patches, const Patches<A>& lie) {
+  const int64_t scale = p.transposed ? 1 : 2;
+  const Pixels<A> image{(const A*)p.image, scale * p.height, scale * p.width, p.inputs, zeros};
+  if (p.transposed) shared_patches(p, image, tile, count, patches, lie.frequency, lie.of_tile);
+  else phase_patches(p, image, tile, count, patches, lie.frequency, lie.of_tile, p.inputs);
+}
+
+// Of `count` tiles from `tile` on, whose patches these are, and of the outputs of `panels` panels, whose weight this is.
+template <class A>
+static void finish(const Conv4x4& p, int64_t tile, int64_t count, const A* patches, const Patches<A>& lie, const A* weight, int64_t panels, const Outputs& outputs, A* products, int64_t frequency) {
+  const int64_t pitch = panels * kWide<A>, of_panel = lie.terms * kWide<A>;
+  for (int phase = 0; phase < (p.transposed ? kPhases : 1); phase++) {
+    for (int f = 0; f < kPairFrequencies; f++) {
+      const int64_t seen = p.transposed ? (f / 3 + phase / 2 * 2) * kShared + f % 3 + phase % 2 * 2 : f;
+      const A* of_weight = weight + (phase * kPairFrequencies + f) * panels * of_panel;
+      for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t t = 0; t < count; t += kRows)
+          multiply<kRows, true>(patches + seen * lie.frequency + t * lie.of_tile, lie.of_tile, of_weight + panel * of_panel, kWide<A>, lie.terms, products + f * frequency + t * pitch + panel * kWide<A>, pitch);
     }
+    if (p.transposed) large_results(p, tile, count, phase, outputs, products, frequency, pitch);
+    else small_results(p, tile, count, outputs, products, frequency, pitch);
   }
 }
 
 template <class A> static void convolve_blocks(const Conv4x4& p, int64_t first, int64_t last) {
-  p.transposed ? to_large<A>(p, first, last) : to_small<A>(p, first, last);
+  const int64_t count_of_panels = panels(p.wide, p.outputs), frequency = apart<A>(p.block * count_of_panels * kWide<A>);
+  const Patches<A> lie(p, p.block);
+  Workspace<A> patches(lie.elements()), products(kPairFrequencies * frequency), zeros(p.inputs);
+  zeros.clear();
+  if (last * p.block > p.tiles()) patches.clear();  // rows of a register tile that are no tiles
+  for (int64_t block = first; block < last; block++) {
+    const int64_t tile = block * p.block, count = p.tiles() - tile < p.block ? p.tiles() - tile : p.block;
+    make_patches(p, tile, count, zeros.data(), patches.data(), lie);
+    finish(p, tile, count, patches.data(), lie, (const A*)p.weight, count_of_panels, {0, p.outputs}, products.data(), frequency);
+  }
+}
+
+static int64_t whole_tiles(const Conv4x4& p) { return (p.tiles() + kRows - 1) / kRows * kRows; }
+static int64_t patch_elements(const Conv4x4& p) { return p.wide ? Patches<double>(p, whole_tiles(p)).elements() : Patches<float>(p, whole_tiles(p)).elements(); }
+
+template <class A> static void patch_blocks(const Conv4x4& p, int64_t first, int64_t last) {
+  const Patches<A> lie(p, whole_tiles(p));
+  Workspace<A> zeros(p.inputs);
+  zeros.clear();
+  const int64_t begin = first * p.block, end = last * p.block < p.tiles() ? last * p.block : p.tiles();
+  make_patches(p, begin, end - begin, zeros.data(), (A*)p.patches + begin * lie.of_tile, lie);
+  for (int64_t f = 0; f < lie.frequencies && end == p.tiles(); f++)
+    for (int64_t i = end * lie.of_tile; i < whole_tiles(p) * lie.of_tile; i++) ((A*)p.patches)[f * lie.frequency + i] = 0;
+}
+
+template <class A> static void result_panels(const Conv4x4Panels& both, int64_t first, int64_t last) {
+  const Conv4x4& p = both.conv;
+  const Patches<A> lie(p, whole_tiles(p));
+  const int64_t frequency = apart<A>(whole_tiles(p) * kWide<A>);
+  Workspace<A> weight(kProducts4x4 * p.inputs * kWide<A>), products(kPairFrequencies * frequency);
+  for (int64_t panel = first; panel < last; panel++) {
+    const int64_t output = panel * kWide<A>, end = output + kWide<A>;
+    Conv4x4Weight w = both.weight;
+    w.weight = (const A*)w.weight + output * w.of_output;
+    w.outputs = w.outputs - output < kWide<A> ? w.outputs - output : kWide<A>;
+    w.padded_outputs = kWide<A>;
+    w.transformed = weight.data();
+    weight_panels<A>(w, 0, 1);
+    finish(p, 0, p.tiles(), (const A*)p.patches, lie, weight.data(), 1, {output, end < p.outputs ? end : p.outputs}, products.data(), frequency);
+  }
 }
 
 #define GENMOD_BY_WIDTH(name, Params)                                    \
@@ -213,10 +247,12 @@ template <class A> static void convolve_blocks(const Conv4x4& p, int64_t first, 
   }
 GENMOD_BY_WIDTH(weight_panels, Conv4x4Weight)
 GENMOD_BY_WIDTH(convolve_blocks, Conv4x4)
+GENMOD_BY_WIDTH(patch_blocks, Conv4x4)
+GENMOD_BY_WIDTH(result_panels, Conv4x4Panels)
 
 }  // namespace
 
-extern const Conv4x4Kernels conv4x4_kernels{panels, panel_width, weight_panels_any, convolve_blocks_any};
+extern const Conv4x4Kernels conv4x4_kernels{panels, panel_width, weight_panels_any, convolve_blocks_any, patch_elements, patch_blocks_any, result_panels_any};
 
 }  // namespace GENMOD_ISA
 }  // namespace genmod

@@ -18,6 +18,7 @@ struct Conv4x4 {
   bool transposed;  // from the smaller map to the larger
   int64_t batch, inputs, outputs, height, width;
   int64_t block;  // tiles that are worked on together
+  void* patches;  // of all tiles, transformed, where panels of outputs are worked on one after another; see Conv4x4Panels
   const void *image, *bias;  // `bias` may be null
   // Transformed: of each frequency a panel of outputs after another, whose rows are phases by inputs; `transposed`: of
   // each phase and frequency, and rows are inputs.
@@ -39,6 +40,14 @@ struct Conv4x4Weight {
   void* transformed;
 };
 
+// A weight that is larger than all patches is transformed a panel at a time, and the panel's products and results are made
+// before the next one: it never leaves the cache.
+struct Conv4x4Panels {
+  bool wide;
+  Conv4x4 conv;
+  Conv4x4Weight weight;  // `transformed` is not used
+};
+
 // The weight's gradient: of each phase and frequency the product of what the tiles have on both sides of the convolution,
 // and then the transpose of the weight's transform.
 struct Conv4x4Gradient {
@@ -48,6 +57,8 @@ struct Conv4x4Gradient {
   int64_t first, begin, count;  // the first tile of all, and those that are transformed now
   void *of_image, *of_grad;     // [phase and frequency][count][image_pitch()], [frequency][count][grad_pitch()]
   void* products;               // [phase and frequency][grad_pitch()][image_pitch()]: sums over all tiles so far
+  void* result;                 // as that of Conv4x4WeightResult, with these inputs and outputs:
+  int64_t result_inputs, result_outputs;
 
   int64_t image_pitch() const { return (inputs + 31) / 32 * 32; }
   int64_t grad_pitch() const { return padded_channels((outputs + 11) / 12 * 12); }
@@ -70,14 +81,19 @@ struct Conv4x4WeightResult {
 struct Conv4x4Kernels {
   int64_t (*panels)(bool wide, int64_t outputs);
   int64_t (*panel_width)(bool wide);
-  void (*weight)(const Conv4x4Weight&, int64_t first, int64_t last);  // panels
-  void (*convolve)(const Conv4x4&, int64_t first, int64_t last);      // blocks
+  void (*weight)(const Conv4x4Weight&, int64_t first, int64_t last);   // panels
+  void (*convolve)(const Conv4x4&, int64_t first, int64_t last);       // blocks
+  int64_t (*patch_elements)(const Conv4x4&);                           // of all tiles
+  void (*patches)(const Conv4x4&, int64_t first, int64_t last);        // blocks
+  void (*by_panels)(const Conv4x4Panels&, int64_t first, int64_t last);  // panels
 };
 
 struct Conv4x4GradientKernels {
   void (*transform)(const Conv4x4Gradient&, int64_t first, int64_t last);          // tiles, from `begin` on
   int64_t (*bands)(const Conv4x4Gradient&);                                        // of the products
   void (*accumulate)(const Conv4x4Gradient&, int64_t first, int64_t last);         // bands
+  int64_t (*groups)(const Conv4x4Gradient&);                                       // of outputs
+  void (*finish)(const Conv4x4Gradient&, int64_t first, int64_t last);             // groups: products of all tiles, and the result
   void (*weight_result)(const Conv4x4WeightResult&, int64_t first, int64_t last);  // outputs
 };
 

@@ -94,6 +94,26 @@ template <class A> static void weight_results(const Conv4x4WeightResult& p, int6
     }
 }
 
+// Outputs whose products of all frequencies are made before their result: their sums stay in the cache.
+constexpr int64_t kGroup = 2 * kRows;
+static int64_t groups(const Conv4x4Gradient& p) { return (p.result_outputs + kGroup - 1) / kGroup; }
+
+template <class A> static void finish_groups(const Conv4x4Gradient& p, int64_t first, int64_t last) {
+  const int64_t image_pitch = p.image_pitch(), grad_pitch = p.grad_pitch(), frequency = kGroup * image_pitch;
+  Workspace<A> products(kProducts4x4 * frequency);
+  for (int64_t group = first; group < last; group++) {
+    const int64_t begin = group * kGroup, outputs = p.result_outputs - begin < kGroup ? p.result_outputs - begin : kGroup;
+    for (int64_t which = 0; which < kProducts4x4; which++) {
+      const A *left = (const A*)p.of_grad + which % kPairFrequencies * p.count * grad_pitch + begin, *right = (const A*)p.of_image + which * p.count * image_pitch;
+      for (int64_t row = 0; row < outputs; row += kRows)
+        for (int64_t c = 0; c < p.inputs; c += kWide<A>)
+          multiply<kRows, false>(left + row, grad_pitch, right + c, image_pitch, p.count, products.data() + which * frequency + row * image_pitch + c, image_pitch);
+    }
+    A* result = (A*)p.result + begin * p.result_inputs * 16;
+    weight_results<A>({p.wide, p.result_inputs, outputs, 1, products.data(), image_pitch, frequency, 0, result}, 0, outputs);
+  }
+}
+
 #define GENMOD_BY_WIDTH(name, Params)                                    \
   static void name##_any(const Params& p, int64_t first, int64_t last) { \
     p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
@@ -101,10 +121,11 @@ template <class A> static void weight_results(const Conv4x4WeightResult& p, int6
 GENMOD_BY_WIDTH(transform_tiles, Conv4x4Gradient)
 GENMOD_BY_WIDTH(accumulate_bands, Conv4x4Gradient)
 GENMOD_BY_WIDTH(weight_results, Conv4x4WeightResult)
+GENMOD_BY_WIDTH(finish_groups, Conv4x4Gradient)
 
 }  // namespace
 
-extern const Conv4x4GradientKernels conv4x4_gradient_kernels{transform_tiles_any, bands, accumulate_bands_any, weight_results_any};
+extern const Conv4x4GradientKernels conv4x4_gradient_kernels{transform_tiles_any, bands, accumulate_bands_any, groups, finish_groups_any, weight_results_any};
 
 }  // namespace GENMOD_ISA
 }  // namespace genmod

@@ -62,20 +62,31 @@ Tensor conv4x4(const Tensor& x, const Tensor& weight, const std::optional<Tensor
     const Tensor shift = bias ? padded(torch::stable::to(*bias, type), p.outputs) : Tensor();
     p.batch = chunk;
     p.block = block_of(p);
-    const int64_t panels = kernels().panels(p.wide, p.outputs), panel_width = kernels().panel_width(p.wide);
-    Tensor transformed = empty({kProducts4x4, panels, p.inputs, panel_width}, x, type);
-    const Conv4x4Weight w{p.wide, transposed, x.size(1), outputs, p.inputs, p.outputs, taps.const_data_ptr(), taps.stride(transposed ? 1 : 0),
-                          taps.stride(transposed ? 0 : 1), taps.stride(2), taps.stride(3), transformed.mutable_data_ptr()};
-    run_items(kernels().weight, w, panels, (double)(p.inputs * panel_width * 100));
-    p.weight = transformed.const_data_ptr();
     p.bias = bias ? shift.const_data_ptr() : nullptr;
+    const int64_t panels = kernels().panels(p.wide, p.outputs), panel_width = kernels().panel_width(p.wide);
+    Conv4x4Weight w{p.wide, transposed, x.size(1), outputs, p.inputs, p.outputs, taps.const_data_ptr(), taps.stride(transposed ? 1 : 0),
+                    taps.stride(transposed ? 0 : 1), taps.stride(2), taps.stride(3), nullptr};
+    const bool by_panels = p.outputs >= p.tiles();
+    Tensor transformed = empty({by_panels ? kernels().patch_elements(p) : kProducts4x4 * panels * p.inputs * panel_width}, x, type);
+    if (by_panels) {
+      p.patches = transformed.mutable_data_ptr();
+    } else {
+      w.transformed = transformed.mutable_data_ptr();
+      p.weight = w.transformed;
+      run_items(kernels().weight, w, panels, (double)(p.inputs * panel_width * 100));
+    }
     for (int64_t first = 0; first < batch; first += chunk) {
       const int64_t last = std::min(batch, first + chunk);
       if (!image_fits) copy_pixels(image, first, last, p.wide, source.mutable_data_ptr());
       p.batch = last - first;
       p.image = (const char*)source.const_data_ptr() + (image_fits ? first * of_image : 0);
       p.result = (char*)target.mutable_data_ptr() + (result_fits ? first * of_result : 0);
-      run_items(kernels().convolve, p, p.blocks(), (double)(p.block * p.inputs) * (double)p.outputs);
+      if (by_panels) {
+        run_items(kernels().patches, p, p.blocks(), (double)(p.block * p.inputs * 60));
+        run_items(kernels().by_panels, Conv4x4Panels{p.wide, p, w}, panels, (double)(p.tiles() * p.inputs) * (double)panel_width);
+      } else {
+        run_items(kernels().convolve, p, p.blocks(), (double)(p.block * p.inputs) * (double)p.outputs);
+      }
       if (!result_fits) copy_planes(p.result, first, last, p.wide, y);
     }
   }
@@ -103,11 +114,20 @@ Tensor conv4x4_weight_gradient(const Tensor& grad, const Tensor& x) {
   p.width = grad.size(3);
   p.image = image.const_data_ptr();
   p.grad = gradient.const_data_ptr();
+  p.result = result.mutable_data_ptr();
+  p.result_inputs = x.size(1);
+  p.result_outputs = grad.size(1);
   const TileSums sums(p, gradient_kernels());
+  if (sums.in_one_stretch()) {
+    Tensor scratch = empty({sums.scratch_elements()}, x, type);
+    const Conv4x4Gradient q = sums.transformed(scratch.mutable_data_ptr());
+    run_items(gradient_kernels().finish, q, gradient_kernels().groups(q), (double)(q.count * q.inputs) * 36);
+    return torch::stable::to(result, x.scalar_type());
+  }
   Tensor products = empty({sums.parts(), p.sums()}, x, type);
   void* total = products.mutable_data_ptr();
   sums.add(total);
-  const Conv4x4WeightResult w{p.wide, x.size(1), grad.size(1), sums.parts(), total, p.image_pitch(), p.grad_pitch() * p.image_pitch(), p.sums(), result.mutable_data_ptr()};
+  const Conv4x4WeightResult w{p.wide, x.size(1), grad.size(1), sums.parts(), total, p.image_pitch(), p.grad_pitch() * p.image_pitch(), p.sums(), p.result};
   run_items(gradient_kernels().weight_result, w, grad.size(1), (double)(x.size(1) * 60));
   return torch::stable::to(result, x.scalar_type());
 }

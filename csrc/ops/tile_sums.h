@@ -20,6 +20,20 @@ template <class Gradient, class Kernels> class TileSums {
   }
   int64_t parts() const { return parts_; }
 
+  // Whether all tiles are transformed at once, and threads share their products.
+  bool in_one_stretch() const { return parts_ == 1 && stretch() == tiles_; }
+  // Then: transforms them into `scratch`, of `scratch_elements`; returns the problem with what `accumulate` would work on.
+  int64_t scratch_elements() const { return stretch() * of_tile_; }
+  Gradient transformed(void* scratch) const {
+    Gradient p = p_;
+    p.first = p.begin = 0;
+    p.count = tiles_;
+    p.of_image = scratch;
+    p.of_grad = (char*)scratch + tiles_ * p.image_elements() * item_;
+    run_items(kernels_.transform, p, p.count, (double)(3 * of_tile_));
+    return p;
+  }
+
   // Into `products`, `parts` times as many as there are sums.
   void add(void* products) const {
     using Kernel = void (*)(const Gradient&, int64_t, int64_t);
@@ -40,7 +54,7 @@ template <class Gradient, class Kernels> class TileSums {
 
   int64_t most(int64_t elements) const { return std::min(tiles_, std::max<int64_t>(64, elements / of_tile_)); }
   int64_t stretch() const { return most(parts_ > 1 ? kNear : kFar); }
-  std::unique_ptr<char[]> scratch() const { return std::unique_ptr<char[]>(new char[(size_t)(stretch() * of_tile_ * item_)]); }
+  std::unique_ptr<char[]> scratch() const { return std::unique_ptr<char[]>(new char[(size_t)(scratch_elements() * item_)]); }
 
   // Adds up the tiles of a part, in stretches: those that `share` is called for may run on any thread.
   template <class Share> void add_part(int64_t part, char* scratch, void* products, const Share& share) const {
