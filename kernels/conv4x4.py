@@ -26,4 +26,4 @@ def conv4x4_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
         _, found, _ = torch.ops.aten.convolution_backward(
             grad, x, like, None, two, one, one, False, nothing, 1, [False, True, False]
         )
-    return found.contiguous()
+    return found.contiguous(memory_format=layout.memory_format_of(x))

@@ -57,7 +57,8 @@ struct Conv4x4Gradient {
   int64_t first, begin, count;  // the first tile of all, and those that are transformed now
   void *of_image, *of_grad;     // [phase and frequency][count][image_pitch()], [frequency][count][grad_pitch()]
   void* products;               // [phase and frequency][grad_pitch()][image_pitch()]: sums over all tiles so far
-  void* result;                 // as that of Conv4x4WeightResult, with these inputs and outputs:
+  bool last;                    // of the result, which is that of Conv4x4WeightResult, with these inputs and outputs
+  void* result;
   int64_t result_inputs, result_outputs;
 
   int64_t image_pitch() const { return (inputs + 31) / 32 * 32; }
@@ -75,7 +76,8 @@ struct Conv4x4WeightResult {
   int64_t parts;                 // of the sums over tiles, which are added up
   const void* products;
   int64_t row, frequency, part;  // strides of `products`
-  void* result;                  // [outputs][inputs][4][4]
+  bool last;                     // whether inputs come last
+  void* result;                  // [outputs][inputs][4][4], or [outputs][4][4][inputs]
 };
 
 struct Conv4x4Kernels {

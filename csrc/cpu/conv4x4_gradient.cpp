@@ -85,8 +85,15 @@ template <class A> static void weight_results(const Conv4x4WeightResult& p, int6
           for (int b = 0; b < 2; b++) taps[4 * (top + 2 * a) + left + 2 * b] = columns[b] + columns[b + 1];
         }
       }
-      A* out = (A*)p.result + (o * p.inputs + i) * 16;
       const int64_t inputs = p.inputs - i < L ? p.inputs - i : L;
+      if (p.last) {
+        A* out = (A*)p.result + o * 16 * p.inputs + i;
+        for (int t = 0; t < 16; t++)
+          if (inputs == L) store_lanes<A>(out + t * p.inputs, taps[t]);
+          else for (int64_t l = 0; l < inputs; l++) out[t * p.inputs + l] = taps[t][l];
+        continue;
+      }
+      A* out = (A*)p.result + (o * p.inputs + i) * 16;
       for (int t = 0; t < 16; t += L) {
         exchange<A, L / 2>(taps + t);
         for (int64_t l = 0; l < inputs; l++) store_lanes<A>(out + l * 16 + t, taps[t + l]);
@@ -110,7 +117,7 @@ template <class A> static void finish_groups(const Conv4x4Gradient& p, int64_t f
           multiply<kRows, false>(left + row, grad_pitch, right + c, image_pitch, p.count, products.data() + which * frequency + row * image_pitch + c, image_pitch);
     }
     A* result = (A*)p.result + begin * p.result_inputs * 16;
-    weight_results<A>({p.wide, p.result_inputs, outputs, 1, products.data(), image_pitch, frequency, 0, result}, 0, outputs);
+    weight_results<A>({p.wide, p.result_inputs, outputs, 1, products.data(), image_pitch, frequency, 0, p.last, result}, 0, outputs);
   }
 }
 

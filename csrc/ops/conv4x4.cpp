@@ -1,6 +1,7 @@
 // Tensors in, raw pointers to the kernels, tensors out: 4x4 convolutions with stride 2 on the CPU. Schemas, fakes and
 // autograd are in genmod/ops/conv4x4.py; arguments were checked there too.
 #include "cpu/conv4x4.h"
+#include "cpu/conv4x4_few.h"
 
 #include "tile_sums.h"
 
@@ -30,6 +31,65 @@ Tensor padded(const Tensor& bias, int64_t size) {
   return out;
 }
 
+// Between a map of whole vectors of channels, dense in either order, and one of a few in any strides.
+FewChannels few_channels(const Tensor& small, const Tensor& large) {
+  FewChannels p{};
+  p.wide = dtype_of(small) == Dtype::f64;
+  p.by_pixel = format_of(View(small)) != MemoryFormat::Contiguous;
+  p.batch = small.size(0);
+  p.channels = small.size(1);
+  p.few = large.size(1);
+  p.height = small.size(2);
+  p.width = small.size(3);
+  p.small = small.mutable_data_ptr();
+  p.large = large.mutable_data_ptr();
+  p.of_image = large.stride(0);
+  p.of_channel = large.stride(1);
+  p.of_row = large.stride(2);
+  p.of_column = large.stride(3);
+  return p;
+}
+bool are_few(int64_t small, int64_t large) { return large <= kFewChannels && small % kPixelVector == 0; }
+const FewChannelsKernels& few_kernels() { return GENMOD_SELECT(few_channels_kernels); }
+
+Tensor conv4x4_few(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool transposed) {
+  const ScalarType type = accumulate_type(dtype_of(x));
+  const MemoryFormat format = format_of(View(x));
+  const int64_t height = transposed ? 2 * x.size(2) : x.size(2) / 2, width = transposed ? 2 * x.size(3) : x.size(3) / 2;
+  Tensor y = empty({x.size(0), weight.size(transposed ? 1 : 0), height, width}, x, type, format);
+  if (!y.numel()) return torch::stable::to(y, x.scalar_type());
+  const Tensor image = torch::stable::to(x, type), given = transposed ? densified(image, format) : image, taps = torch::stable::contiguous(torch::stable::to(weight, type));
+  FewChannels p = transposed ? few_channels(given, y) : few_channels(y, given);
+  std::optional<Tensor> shift;
+  if (bias) shift = torch::stable::contiguous(torch::stable::to(*bias, type));
+  p.by_pixel = format != MemoryFormat::Contiguous;
+  p.weight = taps.const_data_ptr();
+  p.bias = shift ? shift->const_data_ptr() : nullptr;
+  const double of_row = (double)(p.width * p.channels * p.taps());
+  if (transposed) run_items(few_kernels().to_large, p, p.batch, (double)p.height * of_row);
+  else run_items(few_kernels().to_small, p, p.batch * p.bands(), (double)p.rows() * of_row);
+  return torch::stable::to(y, x.scalar_type());
+}
+
+template <class A> void add_parts(const FewChannels& p, void* result) {
+  const int64_t n = p.channels * p.taps();
+  for (int64_t i = 0; i < n; i++) {
+    A sum = 0;
+    for (int64_t part = 0; part < p.parts(); part++) sum += ((const A*)p.sums)[part * n + i];
+    ((A*)result)[i] = sum;
+  }
+}
+
+// Into `result`, contiguous; images are of its dtype.
+void few_weight_gradient(const Tensor& grad, const Tensor& x, Tensor& result) {
+  const Tensor dense = densified(grad, format_of(View(grad)));
+  FewChannels p = few_channels(dense, x);
+  Tensor sums = empty({p.parts(), p.channels * p.taps()}, x, x.scalar_type());
+  p.sums = sums.mutable_data_ptr();
+  run_items(few_kernels().to_weight, p, p.parts(), (double)(p.batch * p.pixels() / p.parts() * p.channels) * (double)p.taps());
+  p.wide ? add_parts<double>(p, result.mutable_data_ptr()) : add_parts<float>(p, result.mutable_data_ptr());
+}
+
 Tensor conv4x4(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool transposed) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 4 && weight.size(3) == 4 && x.size(1) == weight.size(transposed ? 0 : 1),
                   "genmod: expected x [N, C, H, W] and a weight [Cout, C, 4, 4], or [C, Cout, 4, 4] of a transposed convolution");
@@ -37,6 +97,7 @@ Tensor conv4x4(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   const int64_t outputs = weight.size(transposed ? 1 : 0);
   STD_TORCH_CHECK(dtype_of(weight) == dtype_of(x) && (!bias || dtype_of(*bias) == dtype_of(x)), "genmod: x, weight and bias must have one dtype");
   STD_TORCH_CHECK(!bias || has_sizes(*bias, {outputs}), "genmod: bias must have as many elements as there are output channels");
+  if (are_few(weight.size(0), weight.size(1))) return conv4x4_few(x, weight, bias, transposed);
   const ScalarType type = accumulate_type(dtype_of(x));
   const MemoryFormat format = format_of(View(x));
   Conv4x4 p{};
@@ -99,10 +160,16 @@ Tensor conv4x4_weight_gradient(const Tensor& grad, const Tensor& x) {
   const Dtype dtype = dtype_of(x);
   STD_TORCH_CHECK(dtype_of(grad) == dtype, "genmod: both images must have one dtype");
   const ScalarType type = accumulate_type(dtype);
-  Tensor result = empty({grad.size(1), x.size(1), 4, 4}, x, type);
+  const MemoryFormat format = format_of(View(x));
+  const bool few = are_few(grad.size(1), x.size(1));
+  Tensor result = empty({grad.size(1), x.size(1), 4, 4}, x, type, few ? MemoryFormat::Contiguous : format);
   if (!x.numel() || !grad.numel()) {
     torch::stable::zero_(result);
-    return torch::stable::to(result, x.scalar_type());
+    return torch::stable::to(few ? torch::stable::contiguous(result, format) : result, x.scalar_type());
+  }
+  if (few) {
+    few_weight_gradient(torch::stable::to(grad, type), torch::stable::to(x, type), result);
+    return torch::stable::to(torch::stable::contiguous(result, format), x.scalar_type());
   }
   Conv4x4Gradient p{};
   p.wide = dtype == Dtype::f64;
@@ -114,6 +181,7 @@ Tensor conv4x4_weight_gradient(const Tensor& grad, const Tensor& x) {
   p.width = grad.size(3);
   p.image = image.const_data_ptr();
   p.grad = gradient.const_data_ptr();
+  p.last = format != MemoryFormat::Contiguous;
   p.result = result.mutable_data_ptr();
   p.result_inputs = x.size(1);
   p.result_outputs = grad.size(1);
@@ -127,7 +195,7 @@ Tensor conv4x4_weight_gradient(const Tensor& grad, const Tensor& x) {
   Tensor products = empty({sums.parts(), p.sums()}, x, type);
   void* total = products.mutable_data_ptr();
   sums.add(total);
-  const Conv4x4WeightResult w{p.wide, x.size(1), grad.size(1), sums.parts(), total, p.image_pitch(), p.grad_pitch() * p.image_pitch(), p.sums(), p.result};
+  const Conv4x4WeightResult w{p.wide, x.size(1), grad.size(1), sums.parts(), total, p.image_pitch(), p.grad_pitch() * p.image_pitch(), p.sums(), p.last, p.result};
   run_items(gradient_kernels().weight_result, w, grad.size(1), (double)(x.size(1) * 60));
   return torch::stable::to(result, x.scalar_type());
 }

@@ -18,6 +18,7 @@ from genmod.nn import (
     BatchNormAct,
     BiasAct,
     ConvTransposeBlock,
+    Conv4x4,
     CriticConv2d,
     CriticLeakyReLU,
     CriticLinear,
@@ -86,7 +87,7 @@ class _Down(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=norm == "group")
+        self.conv = Conv4x4(inputs, outputs, bias=norm == "group")
         self.norm = _norm_act(outputs, norm)
 
     def forward(self, x: Tensor) -> Tensor:

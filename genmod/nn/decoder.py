@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genmod import layout
 from genmod.nn.blocks import ConvTransposeBlock, UpsampleBlock
+from genmod.nn.conv4x4 import ConvTranspose4x4
 from genmod.nn.convolution import without_bias
 from genmod.nn.norm_act import GroupNormAct
 from genmod.nn.residual import AttentionBlock, Branches, ResnetBlock, add, check_groups, normalize
@@ -178,7 +179,7 @@ class Decoder(nn.Module):
             self.up_blocks.append(block(inputs, outputs, **options))
             inputs = outputs
         if config.upsample == "transposed":
-            transposed = nn.ConvTranspose2d(inputs, config.out_channels, 4, 2, 1, bias=False, **options)
+            transposed = ConvTranspose4x4(inputs, config.out_channels, bias=False, **options)
             nn.init.normal_(transposed.weight, 0.0, 0.02)
             self.conv_out = transposed
         else:

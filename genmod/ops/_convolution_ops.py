@@ -17,13 +17,16 @@ from genmod import layout
 from genmod.ops._library import define, differentiate
 
 
-def define_convolution(name: str, size: Callable[[int, bool], int], kernel: int) -> Callable[..., Tensor]:
+def define_convolution(
+    name: str, size: Callable[[int, bool], int], kernel: int, *, follows_image: bool = False
+) -> Callable[..., Tensor]:
     """Defines `genmod::NAME` and `genmod::NAME_weight_gradient`, differentiable to any order; returns what calls the first.
 
     Args:
         name: of the family and of the op.
         size: of a dimension of the result, from the image's and whether the convolution is transposed.
         kernel: height and width of the weight.
+        follows_image: whether the gradient by the weight has the memory format of the image, or is contiguous.
     """
 
     def fake(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
@@ -32,7 +35,9 @@ def define_convolution(name: str, size: Callable[[int, bool], int], kernel: int)
         return torch.empty((x.shape[0], channels, *space), dtype=x.dtype, device=x.device, memory_format=form)
 
     def fake_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-        return x.new_empty(grad.shape[1], x.shape[1], kernel, kernel)
+        form = layout.memory_format_of(x) if follows_image else torch.contiguous_format
+        shape = (grad.shape[1], x.shape[1], kernel, kernel)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
 
     gradient = f"{name}_weight_gradient"
     define(name, f"{name}(Tensor x, Tensor weight, Tensor? bias, bool transposed) -> Tensor", fake)

@@ -18,7 +18,9 @@ from genmod.ops._convolution_arguments import autocast, check_bias, check_image
 from genmod.ops._convolution_ops import define_convolution
 from genmod.ops._convolution_tiles import FORWARD, TRANSPOSED, by_tiles
 
-_conv4x4 = define_convolution("conv4x4", lambda size, transposed: 2 * size if transposed else size // 2, kernel=4)
+_conv4x4 = define_convolution(
+    "conv4x4", lambda size, transposed: 2 * size if transposed else size // 2, kernel=4, follows_image=True
+)
 
 
 def conv4x4(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False) -> Tensor:

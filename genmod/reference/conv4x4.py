@@ -29,7 +29,8 @@ parity of rows and columns: even rows meet the taps 1 and 3 of a column, odd one
 
 which is 9 multiplications where there are 16. From the larger map to the smaller one the products are summed over phases
 and channels before A, the other way each phase has its own. The gradient by the weight is the transpose,
-:math:`G^\top [\sum (A g A^\top) \odot (B^\top d B)] G`. The transforms add two numbers at a time, and nothing else.
+:math:`G^\top [\sum (A g A^\top) \odot (B^\top d B)] G`. The transforms add two numbers at a time, and nothing else. Where the
+larger map has up to four channels it is a matrix product instead, of the sixteen taps of each with the other's channels.
 
 Sources: Radford, Metz and Chintala, *DCGAN*, ICLR 2016; Winograd, *Arithmetic complexity of computations*, 1980.
 """
@@ -55,7 +56,7 @@ def conv4x4(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) ->
 
 
 def conv4x4_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient of a convolution of `x` by its weight, contiguous."""
+    """The gradient of a convolution of `x` by its weight, in the memory format of `x`."""
     shape = (grad.shape[1], x.shape[1], 4, 4)
     one, two, nothing = [1, 1], [2, 2], [0, 0]
     with without_autocast(x):
@@ -64,4 +65,4 @@ def conv4x4_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
         _, found, _ = torch.ops.aten.convolution_backward(
             wide, image, like, None, two, one, one, False, nothing, 1, mask
         )
-    return found.to(x.dtype).contiguous()
+    return found.to(x.dtype).contiguous(memory_format=layout.memory_format_of(x))

@@ -20,7 +20,7 @@ class Hourglass(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.same = nn.Conv2d(32, 48, 4, 2, 1), nn.Conv2d(32, 48, 4, padding="same")
-        self.second, self.few = nn.ConvTranspose2d(48, 32, 4, 2, 1), nn.Conv2d(32, 3, 4, 2, 1)
+        self.second, self.few = nn.ConvTranspose2d(48, 32, 4, 2, 1), nn.Conv2d(32, 5, 4, 2, 1)
 
     def forward(self, x):
         return self.few(x + self.second(torch.sin(self.first(x)))), self.same(x)

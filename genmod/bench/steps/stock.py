@@ -72,12 +72,12 @@ def _bias_act(m: gnn.BiasAct) -> nn.Module:
     return nn.Sequential(*_activation(m.activation, m.negative_slope))
 
 
-def _transposed(m: _ConvTranspose2d) -> nn.Module:
+def _transposed(m: _ConvTranspose2d | gnn.ConvTranspose4x4) -> nn.Module:
     geometry: tuple[Any, ...] = (m.kernel_size, m.stride, m.padding, m.output_padding, m.groups, m.bias is not None)
     return _with_state(nn.ConvTranspose2d(m.in_channels, m.out_channels, *geometry), m)
 
 
-def _convolution(m: gnn.CriticConv2d) -> nn.Module:
+def _convolution(m: gnn.CriticConv2d | gnn.Conv4x4) -> nn.Module:
     geometry: tuple[Any, ...] = (m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.bias is not None)
     conv = nn.Conv2d(m.in_channels, m.out_channels, *geometry)
     return _with_state(conv, m)
@@ -116,6 +116,8 @@ _STOCK: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     gnn.UpsampleConv2d: _upsample,
     gnn.BiasAct: _bias_act,
     _ConvTranspose2d: _transposed,
+    gnn.ConvTranspose4x4: _transposed,
+    gnn.Conv4x4: _convolution,
     gnn.CriticConv2d: _convolution,
     gnn.CriticLeakyReLU: lambda m: nn.LeakyReLU(m.negative_slope),
     gnn.GaussianSampler: lambda m: Sampler(),

@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from genmod.nn.convolution import is_4x4
-from genmod.ops._convolution_tiles import FEWEST_CHANNELS
+from genmod.ops._convolution_tiles import may_pay
 from genmod.swap.pattern import ModulePattern
 
 
 def _looks_for(module: nn.Module) -> bool:
-    """On a GPU it is cuDNN's all the same, and with few channels PyTorch's own."""
+    """On a GPU it is cuDNN's all the same, and with few channels on both sides PyTorch's own."""
     if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) or not is_4x4(module):
         return False
     on_cpu = module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
-    return on_cpu and min(module.in_channels, module.out_channels) >= FEWEST_CHANNELS
+    return on_cpu and may_pay(module.weight.shape)
 
 
 def _convolution(name: str, original: str) -> ModulePattern:
