@@ -157,12 +157,12 @@ def launches(call: Callable[[], Any], device: torch.device) -> int:
 
 #: Calls that a profile of shares is of.
 _PROFILED = 5
-#: Parts of the names of torch's operators that multiply: convolutions, matrix products, recurrent networks.
+#: Parts of the names of operators that multiply: convolutions, matrix products, recurrent networks.
 _PRODUCTS = ("conv", "addmm", "::mm", "bmm", "addmv", "::mv", "rnn", "gru", "lstm")
 
 
 def products_share(call: Callable[[], Any], device: torch.device) -> float:
-    """The part of a call's time that torch's own convolutions, matrix products and recurrent networks take.
+    """The part of a call's time that convolutions, ours too, matrix products and recurrent networks take.
 
     By the profiler, which adds its own time to every operator: a call of many small ones spends less on products in it
     than without. On a GPU the part of the kernels' time.
@@ -178,7 +178,8 @@ def products_share(call: Callable[[], Any], device: torch.device) -> float:
         each.key: each.self_device_time_total if device.type == "cuda" else each.self_cpu_time_total
         for each in profile.key_averages()
     }
-    products = sum(t for name, t in times.items() if name.startswith("aten::") and any(p in name for p in _PRODUCTS))
+    owned = ((name, t) for name, t in times.items() if name.startswith(("aten::", "genmod::")))
+    products = sum(t for name, t in owned if any(p in name for p in _PRODUCTS))
     return products / max(sum(times.values()), 1e-9)
 
 

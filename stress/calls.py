@@ -340,8 +340,9 @@ def _conv3x3(draw: Draw) -> Sample:
 @_call
 def _conv4x4(draw: Draw) -> Sample:
     inputs, outputs = (draw.one(1, 2, 3, 16, 32) for _ in range(2))
-    batch, height, width, transposed = draw.integer(0, 3), draw.integer(1, 5), draw.one(1, 2, 3, 5, 19), draw.one(False, True)
-    x = draw.tensor(batch, inputs, *((height, width) if transposed else (2 * height, 2 * width)))
+    transposed, (height, width) = draw.one(False, True), (draw.integer(1, 5), draw.one(1, 2, 3, 5, 19))
+    scale = 1 if transposed else 2
+    x = draw.tensor(draw.integer(0, 3), inputs, scale * height, scale * width)
     pair = (inputs, outputs) if transposed else (outputs, inputs)
     weight = draw.tensor(*pair, 4, 4, scale=0.3, values="normal")
     return _sample(x, weight, draw.maybe(draw.tensor(outputs, values="normal")), transposed=transposed or None)

@@ -55,5 +55,6 @@ def test_every_way_to_a_kernel_passes_the_gate(name: str, gradients: bool, seen:
                 spec.public(*sample.args, **sample.kwargs)
     past = [op for op, through in seen.items() if not through]
     assert not past, f"{name} reaches {', '.join(past)} past the gate"
-    small = name in ("upsample_conv2d", "conv3x3", "conv4x4")  # on the CPU plain PyTorch computes what is as small as its samples
+    # On the CPU plain PyTorch computes what is as small as these samples.
+    small = name in ("upsample_conv2d", "conv3x3", "conv4x4")
     assert gradients or small or seen or not spec.dispatcher_ops, f"{name} reached no kernel"

@@ -26,7 +26,7 @@ COLUMNS = {
     "of copy": "of the speed of a copy of as many bytes",
     "GFLOP/s": "operations per second",
     "roofline": "of the speed that the copy and a matrix product of this machine allow",
-    "products": "part of the time in torch's convolutions, matrix products and recurrent networks, genmod / eager",
+    "products": "part of the time in convolutions, matrix products and recurrent networks, genmod / eager",
     "ceiling": "x eager if genmod's step were nothing but these",
     "data": "time to fetch images and random numbers, of that and the step together",
     "launches": "kernels started, genmod / eager",

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from genmod.nn import (
     BatchNormAct,
     BiasAct,
-    ConvTransposeBlock,
     Conv4x4,
+    ConvTransposeBlock,
     CriticConv2d,
     CriticLeakyReLU,
     CriticLinear,

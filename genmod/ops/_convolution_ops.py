@@ -1,8 +1,8 @@
-"""A family of convolutions as dispatcher ops: the convolution, of which the transposed one is a case, and the gradient by
-its weight.
+"""A family of convolutions as dispatcher ops: the convolution, of which the transposed one is a case, and the gradient
+by its weight.
 
 With C(x, w) the op, T(g, w) the transposed one and W(g, x) the gradient by the weight, which is linear in the images on
-either side of a convolution, the gradients of each are the other two: derivatives of every order are made of these three.
+either side of a convolution, the gradients of each are the other two: derivatives of every order are made of these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from genmod.ops._library import define, differentiate
 def define_convolution(
     name: str, size: Callable[[int, bool], int], kernel: int, *, follows_image: bool = False
 ) -> Callable[..., Tensor]:
-    """Defines `genmod::NAME` and `genmod::NAME_weight_gradient`, differentiable to any order; returns what calls the first.
+    """Defines `genmod::NAME` and `genmod::NAME_weight_gradient`, differentiable to any order, and returns what calls
+    the first.
 
     Args:
         name: of the family and of the op.

@@ -11,9 +11,9 @@ from genmod import layout
 
 FORWARD, TRANSPOSED, WEIGHT = range(3)
 
-# Measured with two threads of a processor with AVX-512, float32, batch, channels of both maps and size of the smaller; the
-# time of the faster of oneDNN and the matrix product over that of the tiles, forward, transposed and weight, contiguous
-# and in channels_last. The weight is transformed at each call, which few tiles do not pay for.
+# Measured with two threads of a processor with AVX-512, float32, batch, channels of both maps and size of the smaller;
+# the time of the faster of oneDNN and the matrix product over that of the tiles, forward, transposed and weight,
+# contiguous and in channels_last. The weight is transformed at each call, which few tiles do not pay for.
 #
 #     32  128  64 16    1.45 2.75 1.35    1.43 1.14 1.67        8 256 128  8    1.22 1.18 1.31    1.09 0.98 1.47
 #     32  256 128  8    1.39 1.43 1.36    1.27 1.35 1.82        4 256 128  8    0.98 1.01 1.76    1.04 0.98 1.58

@@ -24,8 +24,8 @@ _conv4x4 = define_convolution(
 
 
 def conv4x4(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False) -> Tensor:
-    r"""`conv2d`, or `conv_transpose2d`, with a 4x4 kernel, stride 2 and padding 1: an image of half or twice the size, on
-    a CPU with 9 multiplications where that has 16.
+    r"""`conv2d`, or `conv_transpose2d`, with a 4x4 kernel, stride 2 and padding 1: an image of half or twice the size,
+    on a CPU with 9 multiplications where that has 16.
 
     .. math::
         y_{o,i,j} = b_o + \sum_{c,a,b} w_{o,c,a,b}\; x_{c,\,2i + a - 1,\,2j + b - 1}
@@ -33,7 +33,8 @@ def conv4x4(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, transposed
     and transposed
 
     .. math::
-        y_{o,k,l} = b_o + \sum_{c} \sum_{\substack{a,\,i:\; 2i + a - 1 = k\\ b,\,j:\; 2j + b - 1 = l}} w_{c,o,a,b}\; x_{c,i,j}
+        y_{o,k,l} = b_o + \sum_{c} \sum_{\substack{a,\,i:\; 2i + a - 1 = k\\ b,\,j:\; 2j + b - 1 = l}}
+        w_{c,o,a,b}\; x_{c,i,j}
 
     Args:
         x: `[N, Cin, H, W]`, of even height and width unless `transposed`, also an empty batch; float32, float64,

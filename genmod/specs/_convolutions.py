@@ -28,7 +28,8 @@ def bad_calls(op: Any, width: str, kernel: int = 3) -> Iterator[BadCall]:
     yield BadCall("integers", lambda: op(x.int(), w.int()), TypeError, ("x", "int32", "float32"))
     yield BadCall("unbatched", lambda: op(x[0], w), ValueError, ("x", "(4, 4, 4)", "[N, C, H, W]"))
     yield BadCall("no pixels", lambda: op(x[:, :, :0], w), ValueError, ("x", "(1, 4, 0, 4)", "pixel"))
-    yield BadCall("kernel", lambda: op(x, torch.zeros(2, 4, 5, 5)), ValueError, ("weight", "(2, 4, 5, 5)", f"{kernel}x{kernel}"))
+    five, covered = torch.zeros(2, 4, 5, 5), f"{kernel}x{kernel}"
+    yield BadCall("kernel", lambda: op(x, five), ValueError, ("weight", "(2, 4, 5, 5)", covered))
     yield BadCall("input channels", lambda: op(x, w[:, :3]), ValueError, ("weight", f"(2, 3, {k})", "4 channels"))
     yield BadCall("no output channels", lambda: op(x, w[:0]), ValueError, ("weight", f"(0, 4, {k})", "Cout"))
     yield BadCall("bias", lambda: op(x, w, torch.zeros(3)), ValueError, ("bias", "(3,)", "(2,)"))

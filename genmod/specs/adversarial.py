@@ -235,6 +235,14 @@ def _kept(sample: Sample) -> int:
 
 _DISPATCHER_OPS = ("adversarial", "adversarial_with_gradients", "adversarial_backward")
 
+
+def _terms(sample: Sample) -> tuple[float, float]:
+    """Some losses are means, or sums, of the logits as they are, of both signs."""
+    logits = [t.detach().double().abs() for t in sample.tensors() if t.dim()]
+    add = torch.sum if sample.kwargs.get("reduction") == "sum" else torch.mean
+    return sum(add(t[t.isfinite()]).item() for t in logits if t.isfinite().any()), 0.0
+
+
 register(
     OpSpec(
         name="critic_loss",
@@ -256,6 +264,7 @@ register(
         flops=_flops(5),
         modules=("CriticLoss",),
         kept_bytes=_kept,
+        magnitude=_terms,
     )
 )
 register(
@@ -279,6 +288,7 @@ register(
         flops=_flops(5),
         modules=("GeneratorLoss",),
         kept_bytes=_kept,
+        magnitude=_terms,
     )
 )
 register(

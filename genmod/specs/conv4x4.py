@@ -102,7 +102,7 @@ register(
     OpSpec(
         name="conv4x4",
         family="conv4x4",
-        summary="a 4x4 convolution with stride 2, or its transpose, on a CPU with nine sixteenths of the multiplications",
+        summary="a 4x4 convolution with stride 2, or its transpose, on a CPU with 9 of 16 multiplications",
         public=ops.conv4x4,
         eager=eager_conv4x4,
         gradient_order=2,
