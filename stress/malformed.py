@@ -172,9 +172,8 @@ def argument(rng: random.Random, args: list[Any], which: int) -> None:
         if kind == 0:
             args[which] = None
         else:
-            with contextlib.suppress(
-                RuntimeError, NotImplementedError
-            ):  # of what is malformed already, torch refuses some
+            # Of what is malformed already, torch refuses some.
+            with contextlib.suppress(RuntimeError, NotImplementedError, TypeError):
                 _malform_tensor(rng, args, which, alone=kind > 3)
     elif isinstance(value, bool):
         args[which] = not value

@@ -3,9 +3,9 @@ one matrix product.
 
 A kernel of 4x4 with stride 2, as in DCGAN, is the op `conv4x4`'s, where that was measured to be faster. Else, with few
 pixels and many channels, as in the deep half of a critic or the first half of a generator, oneDNN reaches a fraction of
-what a matrix product does. There the patches under the kernel are written out (a few images at a time, so that they stay
-in the cache) and multiplied: forward :math:`y = P(x) W`, the input's gradient :math:`P^\top(g W^\top)`, the weight's
-:math:`P(x)^\top g`, where P takes an image to its patches. Elsewhere, and on other devices, these are ATen's
+what a matrix product does. There the patches under the kernel are written out (a few images at a time, so that they
+stay in the cache) and multiplied: forward :math:`y = P(x) W`, the input's gradient :math:`P^\top(g W^\top)`, the
+weight's :math:`P(x)^\top g`, where P takes an image to its patches. Elsewhere, and on other devices, these are ATen's
 convolutions.
 """
 
@@ -143,7 +143,8 @@ def _both(
 # ms: forward 11.5 where oneDNN takes 15.2 (channels_last 20.9), the input's gradient 14.5 (25.2, 22.6), the weight's
 # 10.5 (26.0, 26.0). With 128 to 256 channels and four times the pixels they are about equal. On an AMD processor
 # with AVX-512, whose products are those of MKL too, forward 10.9 (6.9, 4.9), the input's gradient 11.7 (6.5, 6.1), the
-# weight's 10.7 (16, 20): there products are for one pixel, where nothing else is left of a convolution, and for weights.
+# weight's 10.7 (16, 20): there products are for one pixel, where nothing else is left of a convolution, and for
+# weights.
 _FEW_PIXELS = 16
 _MANY_CHANNELS = 128
 #: Elements of a part's patches: 8 MB in float32, which the outer caches hold.

@@ -28,7 +28,10 @@ def inputs(batch, small, large, height, width, transposed, form=torch.contiguous
     return x.to(dtype).contiguous(memory_format=form), weight.to(dtype).contiguous(memory_format=form)
 
 
+# Weights smaller and larger than the patches; tiles in one stretch and in several; and a few channels on one side.
 SHAPES = [(2, 48, 64, 17, 15), (1, 16, 16, 4, 65), (9, 80, 48, 3, 3), (1, 32, 256, 5, 4), (3, 96, 160, 8, 8)]
+SHAPES += [(3, 512, 128, 2, 4), (40, 128, 64, 14, 15)]
+SHAPES += [(3, 64, 3, 17, 15), (2, 16, 1, 4, 70), (2, 48, 4, 5, 67), (4, 32, 2, 3, 3)]
 
 
 @NATIVE
@@ -107,6 +110,24 @@ def test_same_bits_on_any_number_of_threads(form, transposed):
                 y = torch.ops.genmod.conv4x4(x, weight, None, transposed)
                 pair = (x, y) if transposed else (y, x)
                 results.append((y, torch.ops.genmod.conv4x4_weight_gradient(*pair)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for r in results for a, b in zip(r, results[0]))
+
+
+@NATIVE
+@both_formats
+def test_same_bits_of_a_few_channels_on_any_number_of_threads(form):
+    x, weight = inputs(5, 32, 3, 40, 9, False, form)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with genmod.backend("cpp"):
+                y = torch.ops.genmod.conv4x4(x, weight, None, False)
+                back = torch.ops.genmod.conv4x4(y, weight, None, True)
+                results.append((y, back, torch.ops.genmod.conv4x4_weight_gradient(y, x)))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for r in results for a, b in zip(r, results[0]))

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genmod import ops
 from genmod.nn.blocks import transposed_product
-from genmod.nn.convolution import convolve
+from genmod.nn.convolution import convolve, is_4x4, suits_4x4
 from genmod.swap import activations
 from genmod.swap.pattern import Parts, RunPattern
 from genmod.swap.patterns.convolutions import act_of, activate, fold, folds
@@ -45,7 +46,9 @@ def _conv_norm(parts: Parts, x: Tensor) -> Tensor:
     worth = result >= 4 * weight.numel()
     if folds(norm, x, *conv.parameters(), *norm.parameters()) and worth:
         folded, bias = fold(conv, norm)
-        if isinstance(conv, nn.ConvTranspose2d):
+        if is_4x4(conv) and suits_4x4(x, folded, isinstance(conv, nn.ConvTranspose2d)):
+            y = ops.conv4x4(x, folded, bias, transposed=isinstance(conv, nn.ConvTranspose2d))
+        elif isinstance(conv, nn.ConvTranspose2d):
             padding: Any = conv.padding
             geometry = (conv.stride, padding, conv.output_padding, conv.groups, conv.dilation)
             y = nn.functional.conv_transpose2d(x, folded, bias, *geometry)
