@@ -288,12 +288,14 @@ def _covariances(sample: Sample) -> tuple[float, float]:
 
 def _densities(sample: Sample) -> tuple[float, float]:
     """The largest log-density of a sample under its posterior or the prior and the log of its weight, of which results
-    are differences; and a sample's part in the gradient of its own log-variance, (eps² - 1) / 2."""
+    are differences; and a sample's part in the gradient of its own log-variance, (eps² - 1) / 2, times a weight, which
+    is as exact as the log-density that it is the exponential of."""
     z, mean, logvar = (t.detach().double() for t in sample.args)
     terms = (_log_density(z, mean, logvar), _log_density(z, torch.zeros_like(z), torch.zeros_like(z)))
-    of_outputs = math.log(sample.kwargs["dataset_size"]) + max(t.abs().sum(1).max().item() for t in terms)
+    density = max(t.abs().sum(1).max().item() for t in terms)
+    of_outputs = math.log(sample.kwargs["dataset_size"]) + density
     spread = ((z - mean).square() * (-logvar).exp()).amax().item() if z.numel() else 0.0
-    return 2 * of_outputs, (spread + 1) / z.shape[0]
+    return 2 * of_outputs, (spread + 1) * max(1.0, density / 16) / z.shape[0]
 
 
 def _kernels(sample: Sample) -> tuple[float, float]:
