@@ -235,7 +235,7 @@ def _errors_beside(goal: Target, sample: Sample, plain: bool, errors: list[float
         units = torch.randint(-4, 5, t.shape, generator=generator).to(t.dtype)
         return t * (1 + units * torch.finfo(t.dtype).eps)
 
-    for _ in range(8):
+    for _ in range(32):
         found = _references(goal, sample.map(move), plain)[2]
         errors = [max(pair) for pair in zip(errors, found, strict=True)]
     return errors

@@ -23,19 +23,19 @@ struct PartRows {
 };
 
 template <class A> static void sum_parts(const Covariance& p, int64_t first, int64_t last) {
-  Scratch<A> scratch(2 * p.dims);
-  A *__restrict of_means = scratch.data(), *__restrict of_variances = of_means + p.dims;
+  Scratch<double> scratch(2 * p.dims);  // in float equal numbers, one by one, would all be rounded the same way
+  double *__restrict of_means = scratch.data(), *__restrict of_variances = of_means + p.dims;
   for (int64_t part = first; part < last; part++) {
     const PartRows rows(part, p.rows);
     for (int64_t d = 0; d < 2 * p.dims; d++) of_means[d] = 0;
     for (int64_t k = rows.begin; k < rows.begin + rows.count; k++) {
       const A* __restrict mean = (const A*)p.mean + k * p.dims;
-      for (int64_t d = 0; d < p.dims; d++) of_means[d] += mean[d];
+      for (int64_t d = 0; d < p.dims; d++) of_means[d] += (double)mean[d];
       if (!p.logvar) continue;
       const A* __restrict logvar = (const A*)p.logvar + k * p.dims;
-      for (int64_t d = 0; d < p.dims; d++) of_variances[d] += exp_parts(logvar[d]).exp;
+      for (int64_t d = 0; d < p.dims; d++) of_variances[d] += (double)exp_parts(logvar[d]).exp;
     }
-    for (int64_t d = 0; d < 2 * p.dims; d++) p.sums[part * 2 * p.dims + d] = (double)of_means[d];  // and of_variances behind it
+    for (int64_t d = 0; d < 2 * p.dims; d++) p.sums[part * 2 * p.dims + d] = of_means[d];  // and of_variances behind it
   }
 }
 

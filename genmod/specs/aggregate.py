@@ -283,7 +283,8 @@ def _covariances(sample: Sample) -> tuple[float, float]:
     if kind == "ii":
         terms_of_gradients = terms_of_gradients + sample.args[1].detach().double().exp() * rounded.diagonal()
     of_gradients = 2 / batch * terms_of_gradients.amax().item() if mean.numel() else 0.0
-    return (slope.abs() * (terms + variance + identity)).sum().item(), of_gradients
+    of_square = factors * (rounding * terms) ** 2 / rounding  # where the covariance is nothing but rounding
+    return (slope.abs() * (terms + variance + identity) + of_square).sum().item(), of_gradients
 
 
 def _densities(sample: Sample) -> tuple[float, float]:

@@ -109,9 +109,14 @@ def _upsample_flops(sample: Sample, backward: bool) -> int:
 
 def _upsample_terms(sample: Sample) -> tuple[float, float]:
     """Gradients are sums of products of x or the weight and a slope, which a saturating activation has as the
-    difference of 1 and nearly 1."""
-    finite = [t.detach()[t.detach().isfinite()].abs() for t in sample.args[:2]]
-    return 0.0, 4 * max((t.max().item() for t in finite if t.numel()), default=0.0)
+    difference of 1 and nearly 1, and at a place that is off by the rounding of the sum behind it."""
+    x, weight = (t.detach().double().nan_to_num(posinf=0.0, neginf=0.0).abs() for t in sample.args[:2])
+    if not x.numel():
+        return 0.0, 0.0
+    largest = max(x.max().item(), weight.max().item())
+    smooth = sample.kwargs.get("activation", "identity") not in ("identity", "relu", "leaky_relu")
+    place = F.conv2d(x, weight, padding=1, groups=sample.kwargs.get("groups", 1)).max().item() if smooth else 0.0
+    return 0.0, (4 + place) * largest
 
 
 register(
