@@ -187,7 +187,7 @@ _EVALUATION_ONLY = ("bias_act", "diffusers_attention")
 
 def _step(name: str, build: Build, training: bool) -> Step:
     make = functools.partial(_contenders, build, name, training)
-    return Step("pattern", f"{name}, {'training' if training else 'evaluation'}", make)
+    return Step("pattern", f"pattern {name}, {'training' if training else 'evaluation'}", make)
 
 
 STEPS = tuple(
