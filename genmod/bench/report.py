@@ -64,7 +64,8 @@ def cells(row: Row, result: Result) -> dict[str, str]:
         found["roofline"] = f"{100 * share:.0f} %"
     if shares := row.get("products_share"):
         found["products"] = f"{100 * shares['genmod']:.0f} / {100 * shares['eager']:.0f} %"
-        found["ceiling"] = f"{row['median_seconds']['eager'] / ours / max(shares['genmod'], 1e-9):.2f}"
+        if shares["genmod"] >= 0.01:  # else it has no product, and no such ceiling
+            found["ceiling"] = f"{row['median_seconds']['eager'] / ours / shares['genmod']:.2f}"
     if (fetching := row["median_seconds"].get("genmod:data")) is not None:
         found["data"] = f"{100 * fetching / (fetching + ours):.1f} %"
     if launches := row.get("launches"):

@@ -12,12 +12,13 @@ from genmod.swap.classes import Swapped
 
 
 def _squared_error(recon_x: Tensor, x: Tensor) -> Tensor:
-    error = ops.mse(recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1), reduction="batch")
+    error = ops.mse(recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1), reduction="batchmean")
     return error.to(recon_x.dtype)
 
 
 class _Variational(Swapped):
-    """Reconstruction per sample and divergence per sample, with a weight on the latter."""
+    """Reconstruction and divergence, with a weight on the latter. Averages of the batch at once: the average of the sum
+    that pythae takes of each sample is the sum of these."""
 
     model_config: Any
 
@@ -26,10 +27,10 @@ class _Variational(Swapped):
             reconstruction = 0.5 * _squared_error(recon_x, x)
         else:  # of probabilities, not of logits, which is what PyTorch has and the ops have not
             flat = (recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1))
-            reconstruction = F.binary_cross_entropy(*flat, reduction="none").sum(dim=-1)
-        divergence = ops.gaussian_kl(mu, log_var, reduction="batch").to(mu.dtype)
+            reconstruction = F.binary_cross_entropy(*flat, reduction="sum") / len(x)
+        divergence = ops.gaussian_kl(mu, log_var, reduction="batchmean").to(mu.dtype)
         loss = reconstruction + (divergence if beta == 1 else beta * divergence)
-        return loss.mean(dim=0), reconstruction.mean(dim=0), divergence.mean(dim=0)
+        return loss, reconstruction, divergence
 
 
 class VAE(_Variational):
@@ -61,7 +62,7 @@ class AE(Swapped):
         """Squared error, summed per sample and averaged over the batch."""
         if self._genmod_swap is None or not _covered(recon_x, x):
             return super().loss_function(recon_x, x)  # type: ignore[misc]
-        return _squared_error(recon_x, x).mean(dim=0)
+        return _squared_error(recon_x, x)
 
 
 def _covered(recon_x: Tensor, x: Tensor, *latent: Tensor) -> bool:

@@ -43,7 +43,7 @@ def _conv_transpose_bn_act() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def _bias_act() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return nn.Sequential(nn.Conv2d(64, 64, 5, padding=2), nn.ReLU()), _images(16, 64, 32, 32)
+    return nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU()), _images(16, 3, 64, 64)
 
 
 class _Alone(nn.Module):
@@ -66,31 +66,27 @@ def _conv_transpose4x4() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def _mse() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return _Alone(nn.MSELoss()), (*_images(128, 3, 64, 64), *_images(128, 3, 64, 64))
+    return _Alone(nn.MSELoss()), (*_images(128, 3, 32, 32), *_images(128, 3, 32, 32))
 
 
 class _Pythae(nn.Module):
+    """The loss of one of pythae's models, with a reconstruction and a posterior as its networks would make them."""
+
     def __init__(self, kind: str) -> None:
         super().__init__()
         models: Any = __import__("pythae.models", fromlist=[kind])
-        config = getattr(models, f"{kind}Config")(input_dim=(1, 28, 28), latent_dim=16)
+        config = getattr(models, f"{kind}Config")(input_dim=(3, 32, 32), latent_dim=64)
         self.model = getattr(models, kind)(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        torch.manual_seed(0)  # its noise
-        loss: Tensor = self.model({"data": x})["loss"]
+    def forward(self, reconstruction: Tensor, x: Tensor, *posterior: Tensor) -> Tensor:
+        found = self.model.loss_function(reconstruction, x, *posterior, *posterior[:1])
+        loss: Tensor = found[0] if isinstance(found, tuple) else found
         return loss
 
 
 def _pythae(kind: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return _Pythae(kind), (torch.rand(64, 1, 28, 28),)
-
-
-class _First(_Alone):
-    """Of a module that returns more than an image, what it returns first."""
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.module(*inputs)[0]
+    posterior = () if kind == "AE" else (torch.randn(128, 64), torch.randn(128, 64))
+    return _Pythae(kind), (torch.rand(128, 3, 32, 32), torch.rand(128, 3, 32, 32), *posterior)
 
 
 def _resnet() -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -153,7 +149,8 @@ def _contenders(build: Build, pattern: str, training: bool, device: torch.device
         def step() -> Any:
             for p in model.parameters():
                 p.grad = None
-            leaves = [given[0].clone().requires_grad_(), *given[1:]]
+            # The second is the data that a loss compares with.
+            leaves = [t if i == 1 else t.detach().requires_grad_() for i, t in enumerate(given)]
             y = model(*leaves)
             y.backward(torch.ones_like(y))
             return y.detach()

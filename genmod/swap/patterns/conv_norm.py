@@ -86,6 +86,19 @@ def _conv_act(parts: Parts, x: Tensor) -> Tensor:
     return parts[1](y) if y.requires_grad else activate(y, activations.options(parts[1]))
 
 
+def _act(name: str, *layers: type[nn.Module]) -> RunPattern:
+    return RunPattern(
+        name=name,
+        parts=(layers, activations.MODULES),
+        became="activation in place where there is no gradient",
+        exactness="bit-equal",
+        bound="none",
+        modes="evaluation",
+        why_not=lambda parts: activations.why_not(parts[1]),
+        call=_conv_act,
+    )
+
+
 _FOLDED = "batch norm folded into the convolution in evaluation"
 RUNS = (
     _run("conv_bn_act", nn.Conv2d, f"{_FOLDED}; one pass with the activation in training", activations.MODULES),
@@ -96,14 +109,6 @@ RUNS = (
         f"{_FOLDED}; one pass with the activation in training; single pixels as a matrix product",
         activations.MODULES,
     ),
-    RunPattern(
-        name="bias_act",
-        parts=((nn.Conv2d, nn.ConvTranspose2d, nn.Linear), activations.MODULES),
-        became="activation in place where there is no gradient",
-        exactness="bit-equal",
-        bound="none",
-        modes="evaluation",
-        why_not=lambda parts: activations.why_not(parts[1]),
-        call=_conv_act,
-    ),
+    _act("bias_act", nn.Conv2d, nn.ConvTranspose2d),
+    _act("linear_act", nn.Linear),
 )
