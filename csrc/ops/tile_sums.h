@@ -9,14 +9,15 @@ namespace genmod {
 // Where the weight is small, parts of the tiles have sums of their own, and a part is one thread's: what it transforms
 // stays in its cache. Else a part is all of them, and threads share its products.
 constexpr int64_t kParts = 8;
-constexpr int64_t kSmall = 768 << 10;                 // bytes of a part's sums
-constexpr int64_t kNear = 192 << 10, kFar = 2 << 20;  // elements of transformed tiles at a time, of one thread or of all
+constexpr int64_t kSmall = 768 << 10, kAllParts = 1 << 20;  // bytes of a part's sums, and of all parts'
+constexpr int64_t kNear = 128 << 10, kFar = 2 << 20;  // elements of transformed tiles at a time, of one thread or of all
 
 template <class Gradient, class Kernels> class TileSums {
  public:
   TileSums(const Gradient& p, const Kernels& kernels)
       : p_(p), kernels_(kernels), tiles_(p.batch * p.tile_rows() * p.tile_columns()), of_tile_(p.image_elements() + p.grad_elements()), item_(p.wide ? 8 : 4) {
-    parts_ = p.sums() * item_ > kSmall ? 1 : std::max<int64_t>(1, std::min(kParts, tiles_ / (2 * most(kNear))));
+    const int64_t of_part = p.sums() * item_, parts = std::min(kParts, std::max<int64_t>(2, kAllParts / of_part));
+    parts_ = of_part > kSmall ? 1 : std::max<int64_t>(1, std::min(parts, tiles_ / (2 * most(kNear))));
   }
   int64_t parts() const { return parts_; }
 

@@ -82,12 +82,17 @@ class ConvEncoder(nn.Module):
         return self.features(x).flatten(1)
 
 
+_MANY_CHANNELS = 64
+
+
 class _Down(nn.Module):
     """Convolution with stride 2, norm and activation."""
 
     def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
         super().__init__()
-        self.conv = Conv4x4(inputs, outputs, bias=norm == "group")
+        # Where little is convolved, what Conv4x4 gains is little beside the memory that it works in.
+        convolution = Conv4x4 if inputs >= _MANY_CHANNELS else nn.Conv2d
+        self.conv = convolution(inputs, outputs, 4, 2, 1, bias=norm == "group")
         self.norm = _norm_act(outputs, norm)
 
     def forward(self, x: Tensor) -> Tensor:
