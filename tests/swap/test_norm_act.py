@@ -93,7 +93,7 @@ def test_dcgan():
             nn.init.normal_(module.weight, 0.0, 0.05)
     z = torch.randn(8, 8, 1, 1)
     found = [s.pattern for s in check(model, lambda m: m(z))]
-    assert found == ["conv_transpose_bn_act", "conv_transpose_bn_act", "bias_act"]
+    assert found == ["conv_transpose_bn_act", "conv_transpose_bn_act", "bias_act", "conv_transpose4x4"]
 
 
 def test_batches_that_stock_refuses_are_refused():
