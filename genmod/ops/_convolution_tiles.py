@@ -63,6 +63,6 @@ def by_tiles(which: int, like: Tensor, small: Sequence[int], weight: Sequence[in
 #     64   32  1 14            0.1 (0.1),            0.2 (0.8),               0.1 (0.1), 0.2 (0.8)
 def _few_channels(which: int, like: Tensor, small: Sequence[int], weight: Sequence[int]) -> bool:
     if which == TRANSPOSED:
-        return small[0] >= 2  # each thread takes whole images
+        return small[0] >= 8  # each thread takes whole images
     large = small[0] * weight[0] * small[2] * small[3] >= 1 << 20
     return which == FORWARD and large and layout.memory_format_of(like) is torch.contiguous_format

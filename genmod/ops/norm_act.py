@@ -99,7 +99,9 @@ def group_norm_act(
     if _stock_is_faster(x, of_batch=False) and _stock_takes(x, weight, bias):
         total = x if residual is None else x + residual
         y = _stock_group_norm(total, num_groups, weight, bias, eps, scale, shift)
-        y = activations.apply(activation, y, negative_slope).to(x.dtype)  # float32 parameters would make it float32
+        y = activations.apply(activation, y, negative_slope)
+        if y.dtype is not x.dtype:  # float32 parameters would make it float32
+            y = y.to(x.dtype)
         return y if residual is None and not return_sum else (y, total)
     call = reference.group_norm_act if torch._C._are_functorch_transforms_active() else _group_norm_act
     y, total, _, _ = call(
@@ -327,8 +329,11 @@ def _stock_is_faster(x: Tensor, *, of_batch: bool) -> bool:
     elif size >= _SMALL and not (x.dtype == torch.float32 and _has_small_planes(x, of_batch)):
         return False
     # A forced backend must run, autocast would cast, and stock group norm gives channels_last up.
-    plain = backends.forced() is None and not torch.is_autocast_enabled(x.device.type)
-    return plain and layout.memory_format_of(x) == torch.contiguous_format
+    if backends.forced() is not None:
+        return False
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+        return False
+    return x.is_contiguous() or layout.memory_format_of(x) == torch.contiguous_format
 
 
 def _has_small_planes(x: Tensor, of_batch: bool) -> bool:
@@ -341,6 +346,9 @@ def _has_small_planes(x: Tensor, of_batch: bool) -> bool:
 def _stock_takes(x: Tensor, *parameters: Tensor | None) -> bool:
     """Whether stock PyTorch takes these parameters beside `x`: all of one dtype, and on a GPU in that of `x`, while we
     take float32 beside half precision."""
+    dtype = x.dtype
+    if all(p is None or p.dtype is dtype for p in parameters):
+        return True
     dtypes = {p.dtype for p in parameters if p is not None}
     return len(dtypes) <= 1 and (x.device.type == "cpu" or dtypes <= {x.dtype})
 
@@ -357,6 +365,8 @@ def _stock_group_norm(
     if weight is None and bias is not None:  # its backward fails there
         weight = torch.ones_like(bias)
     y = torch.group_norm(x, num_groups, weight, bias, eps)  # F.group_norm refuses groups of one element
+    if scale is None and shift is None:
+        return y
     space = [1] * (x.dim() - 2)
     if scale is not None:
         y = y * (1 + scale.reshape(*scale.shape, *space))

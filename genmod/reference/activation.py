@@ -23,14 +23,16 @@ def apply(name: str, z: Tensor, negative_slope: float) -> Tensor:
         return z
     if name == "leaky_relu":
         return F.leaky_relu(z, negative_slope)
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "relu": F.relu,
-        "silu": F.silu,
-        "gelu": F.gelu,
-        "tanh": torch.tanh,
-        "sigmoid": torch.sigmoid,
-    }
-    return functions[name](z)
+    return _FUNCTIONS[name](z)
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 
 
 def slope(name: str, z: Tensor, negative_slope: float) -> Tensor:
