@@ -249,10 +249,6 @@ template <class A> static void convolve_blocks(const Conv3x3& p, int64_t first, 
   else p.by_pixel ? convolve_pixels<A, false>(p, first, last) : convolve_planes<A, false>(p, first, last);
 }
 
-#define GENMOD_BY_WIDTH(name, Params)                                    \
-  static void name##_any(const Params& p, int64_t first, int64_t last) { \
-    p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
-  }
 GENMOD_BY_WIDTH(weight_panels, Conv3x3Weight)
 GENMOD_BY_WIDTH(convolve_blocks, Conv3x3)
 

@@ -153,10 +153,6 @@ template <class A> static void weight_results(const Conv3x3WeightResult& p, int6
     }
 }
 
-#define GENMOD_BY_WIDTH(name, Params)                                    \
-  static void name##_any(const Params& p, int64_t first, int64_t last) { \
-    p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
-  }
 GENMOD_BY_WIDTH(transform_tiles, Conv3x3Gradient)
 GENMOD_BY_WIDTH(accumulate_bands, Conv3x3Gradient)
 GENMOD_BY_WIDTH(weight_results, Conv3x3WeightResult)

@@ -241,10 +241,6 @@ template <class A> static void result_panels(const Conv4x4Panels& both, int64_t 
   }
 }
 
-#define GENMOD_BY_WIDTH(name, Params)                                    \
-  static void name##_any(const Params& p, int64_t first, int64_t last) { \
-    p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
-  }
 GENMOD_BY_WIDTH(weight_panels, Conv4x4Weight)
 GENMOD_BY_WIDTH(convolve_blocks, Conv4x4)
 GENMOD_BY_WIDTH(patch_blocks, Conv4x4)

@@ -157,10 +157,6 @@ template <class A> static void to_weight(const FewChannels& p, int64_t first, in
   }
 }
 
-#define GENMOD_BY_WIDTH(name, Params)                                    \
-  static void name##_any(const Params& p, int64_t first, int64_t last) { \
-    p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
-  }
 GENMOD_BY_WIDTH(to_small, FewChannels)
 GENMOD_BY_WIDTH(to_large, FewChannels)
 GENMOD_BY_WIDTH(to_weight, FewChannels)

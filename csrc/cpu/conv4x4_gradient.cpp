@@ -121,10 +121,6 @@ template <class A> static void finish_groups(const Conv4x4Gradient& p, int64_t f
   }
 }
 
-#define GENMOD_BY_WIDTH(name, Params)                                    \
-  static void name##_any(const Params& p, int64_t first, int64_t last) { \
-    p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
-  }
 GENMOD_BY_WIDTH(transform_tiles, Conv4x4Gradient)
 GENMOD_BY_WIDTH(accumulate_bands, Conv4x4Gradient)
 GENMOD_BY_WIDTH(weight_results, Conv4x4WeightResult)

@@ -144,10 +144,6 @@ template <class A> static void pull_parts(const CovarianceBackward& b, int64_t f
   }
 }
 
-#define GENMOD_BY_WIDTH(name, Params)                                    \
-  static void name##_any(const Params& p, int64_t first, int64_t last) { \
-    p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
-  }
 GENMOD_BY_WIDTH(sum_parts, Covariance)
 GENMOD_BY_WIDTH(covariance_tiles, Covariance)
 GENMOD_BY_WIDTH(slope_rows, CovarianceBackward)

@@ -49,10 +49,6 @@ template <class A> static void to_planes(const PlaneCopy& p, int64_t first, int6
   }
 }
 
-#define GENMOD_BY_WIDTH(name, Params)                                    \
-  static void name##_any(const Params& p, int64_t first, int64_t last) { \
-    p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
-  }
 GENMOD_BY_WIDTH(to_pixels, PixelCopy)
 GENMOD_BY_WIDTH(to_planes, PlaneCopy)
 

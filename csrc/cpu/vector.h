@@ -126,3 +126,9 @@ template <class V> static inline V exp2_or_zero(V x) {
 }  // namespace
 }  // namespace GENMOD_ISA
 }  // namespace genmod
+
+// name_any: the kernel `name` in float, or in double where its parameters are `wide`. For tables of kernels.
+#define GENMOD_BY_WIDTH(name, Params)                                    \
+  static void name##_any(const Params& p, int64_t first, int64_t last) { \
+    p.wide ? name<double>(p, first, last) : name<float>(p, first, last); \
+  }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genmod import ops
-from genmod.nn.upsample_conv import check_geometry
+from genmod.nn.geometry import COVERED_3X3, WORDS_3X3, check_geometry
 
 
 class Conv3x3(nn.Conv2d):
@@ -43,9 +43,9 @@ class Conv3x3(nn.Conv2d):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_geometry(kernel_size, stride, padding, dilation, padding_mode, "for others take nn.Conv2d")
-        if groups != 1:
-            raise ValueError(f"groups: got {groups!r}, expected 1: for others take nn.Conv2d")
+        geometry: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+        rest: dict[str, Any] = {"dilation": dilation, "groups": groups, "padding_mode": padding_mode}
+        check_geometry(COVERED_3X3, WORDS_3X3, "for others take nn.Conv2d", **geometry, **rest)
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -8,26 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genmod import ops
-
-#: What may be given for each argument of the geometry, in every way of writing it.
-_COVERED: dict[str, tuple[Any, ...]] = {
-    "kernel_size": (4, (4, 4), [4, 4]),
-    "stride": (2, (2, 2), [2, 2]),
-    "padding": (1, (1, 1), [1, 1]),
-    "dilation": (1, (1, 1), [1, 1]),
-    "groups": (1,),
-    "padding_mode": ("zeros",),
-    "output_padding": (0, (0, 0), [0, 0]),
-}
-
-
-def _check(others: str, **given: Any) -> None:
-    for name, got in given.items():
-        if got not in _COVERED[name]:
-            raise ValueError(
-                f"{name}: got {got!r}, expected {_COVERED[name][0]!r}: covered is a 4x4 kernel with stride 2, padding "
-                f"1 and zeros around; for others take {others}"
-            )
+from genmod.nn.geometry import COVERED_4X4, WORDS_4X4, check_geometry
 
 
 class Conv4x4(nn.Conv2d):
@@ -64,7 +45,8 @@ class Conv4x4(nn.Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         geometry: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
-        _check("nn.Conv2d", **geometry, dilation=dilation, groups=groups, padding_mode=padding_mode)
+        rest: dict[str, Any] = {"dilation": dilation, "groups": groups, "padding_mode": padding_mode}
+        check_geometry(COVERED_4X4, WORDS_4X4, "for others take nn.Conv2d", **geometry, **rest)
         super().__init__(in_channels, out_channels, 4, 2, 1, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -107,7 +89,8 @@ class ConvTranspose4x4(nn.ConvTranspose2d):
     ) -> None:
         geometry: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
         rest: dict[str, Any] = {"dilation": dilation, "groups": groups, "padding_mode": padding_mode}
-        _check("nn.ConvTranspose2d", **geometry, **rest, output_padding=output_padding)
+        others = "for others take nn.ConvTranspose2d"
+        check_geometry(COVERED_4X4, WORDS_4X4, others, **geometry, output_padding=output_padding, **rest)
         super().__init__(in_channels, out_channels, 4, 2, 1, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:

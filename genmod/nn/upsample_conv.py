@@ -8,27 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from genmod import ops
+from genmod.nn.geometry import COVERED_3X3, WORDS_3X3, check_geometry
 from genmod.ops.norm_act import ACTIVATIONS, Activation
-
-#: What may be given for each argument of a convolution's geometry, in every way of writing it.
-_COVERED: dict[str, tuple[Any, ...]] = {
-    "kernel_size": (3, (3, 3), [3, 3]),
-    "stride": (1, (1, 1), [1, 1]),
-    "padding": (1, (1, 1), [1, 1], "same"),
-    "dilation": (1, (1, 1), [1, 1]),
-    "padding_mode": ("zeros",),
-}
-
-
-def check_geometry(kernel_size: Any, stride: Any, padding: Any, dilation: Any, padding_mode: Any, others: str) -> None:
-    """That a convolution is the one which is covered; `others` says what to take otherwise."""
-    given = (kernel_size, stride, padding, dilation, padding_mode)
-    for (name, covered), got in zip(_COVERED.items(), given, strict=True):
-        if got not in covered:
-            raise ValueError(
-                f"{name}: got {got!r}, expected {covered[0]!r}: covered is a 3x3 kernel with stride 1, padding 1, "
-                f"dilation 1 and zeros around; {others}"
-            )
 
 
 class UpsampleConv2d(nn.Conv2d):
@@ -69,7 +50,9 @@ class UpsampleConv2d(nn.Conv2d):
         negative_slope: float = 0.01,
     ) -> None:
         others = "for others put nn.Upsample before an nn.Conv2d"
-        check_geometry(kernel_size, stride, padding, dilation, padding_mode, others)
+        geometry: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+        rest: dict[str, Any] = {"dilation": dilation, "padding_mode": padding_mode}
+        check_geometry(COVERED_3X3, WORDS_3X3, others, **geometry, **rest)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: got {activation!r}, expected one of {ACTIVATIONS}")
         super().__init__(in_channels, out_channels, 3, 1, 1, 1, groups, bias, device=device, dtype=dtype)

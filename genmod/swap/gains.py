@@ -30,7 +30,7 @@ _CPU_FLOAT32 = {
     "conv_bn": Gain(1.61, 1.26),  # [16, 64, 32, 32] to 64, 3x3
     "conv_transpose_bn_act": Gain(1.33, 1.36),  # [32, 256, 8, 8] to 128
     "bias_act": Gain(1.41, None),  # [16, 3, 64, 64] to 64 channels
-    "linear_act": Gain(0.98, None),  # [4096, 512] to 512; 0.95 of 64 rows
+    "linear_act": Gain(0.98, None),  # [4096, 512] to 512, 0.95 of 64 rows; in loops, one after the other
     "conv3x3": Gain(1.55, 1.34),  # [1, 128, 64, 64] to 128 channels
     "conv4x4": Gain(1.32, 1.33),  # [32, 64, 32, 32] to 128 channels
     "conv_transpose4x4": Gain(1.51, 1.37),  # [32, 256, 8, 8] to 128
