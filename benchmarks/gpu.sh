@@ -5,8 +5,8 @@
 #   benchmarks/gpu.sh list         their names
 #   benchmarks/gpu.sh battery norms  some of them
 #
-# Logs, exit codes and measured JSON go to $OUT (default: out/gpu). Needs a torch with CUDA and, to build, an nvcc; installs
-# nothing but genmod itself.
+# Logs, exit codes and measured JSON go to $OUT (default: out/gpu). Needs a torch with CUDA,
+# to build an nvcc, and to measure pytest-benchmark; installs nothing but genmod itself.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-out/gpu}

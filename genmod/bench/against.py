@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from genmod.bench import machine, report
-from genmod.bench.runner import Progress, check
+from genmod.bench.progress import Progress
+from genmod.bench.runner import check
 from genmod.bench.suites import workloads
 from genmod.registry import OpSpec
 

@@ -8,7 +8,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,44 +53,57 @@ class Case:
     not_raced: list[dict[str, str]] = field(default_factory=list)
 
 
-def cases(
+def case(
     spec: OpSpec,
     workload: Workload,
+    mode: str,
     device: torch.device,
     dtype: torch.dtype,
-    modes: tuple[str, ...] = MODES,
     *,
-    compiled: tuple[str, ...] = MODES[:2],
+    compiled: bool = True,
     cold: bool = False,
-) -> Iterator[Case]:
-    """The cases of one op and workload.
+) -> Case:
+    """One op on one workload in one mode.
 
     Contenders: eager, torch.compile (on a GPU also with max-autotune, which tunes nothing but matrix products on a
     CPU), genmod, each other backend of genmod that runs here, and the installed peers that compute the same.
     """
     torch.manual_seed(0)
+    samples, theirs, not_raced, others = _prepared(spec, workload, device, dtype, cold)
+    sample = samples[0]
+    # Functions compiled for another shape or mode would count against dynamo's limit and end up eager.
+    torch._dynamo.reset()
+    functions = {"eager": spec.eager, "genmod": spec.public, **theirs}
+    if compiled and mode != "double backward":  # torch.compile raises for a backward of a backward
+        functions["compile"] = _compiled(spec.eager)
+        if device.type == "cuda":
+            functions["compile:max-autotune"] = _compiled(spec.eager, mode="max-autotune-no-cudagraphs")
+    turn = itertools.count()
+    calls = {name: _call(function, spec, samples, mode, turn) for name, function in functions.items()}
+    calls |= {f"genmod:{name}": calls["genmod"] for name in others}
+    within = {f"genmod:{name}": functools.partial(genmod.backend, name) for name in others}
+    bytes_moved, flops = _ideal(spec, sample, mode)
+    size = max(bytes_moved // 2, 2 * machine.last_cache_bytes(device) if cold else 0)
+    if bytes_moved:
+        calls[COPY] = machine.copying(device, size)
+    copied = machine.copied_bytes(size)
+    return Case(spec.name, workload.name, mode, dtype, calls, within, bytes_moved, flops, copied, cold, not_raced)
+
+
+class _Prepared(NamedTuple):
+    """What the modes of a workload share: its samples, the peers, those that are none, and the other backends."""
+
+    samples: list[Sample]
+    peers: dict[str, Callable[..., Any]]
+    not_raced: list[dict[str, str]]
+    backends: list[str]
+
+
+@functools.lru_cache(maxsize=1)
+def _prepared(spec: OpSpec, workload: Workload, device: torch.device, dtype: torch.dtype, cold: bool) -> _Prepared:
     sample = workload.make(device, dtype)
     samples = _rotated(sample, device) if cold else [sample]
-    theirs, not_raced = peers.contenders(spec, sample)
-    for mode in modes:
-        # Functions compiled for another shape or mode would count against dynamo's limit and end up eager.
-        torch._dynamo.reset()
-        functions = {"eager": spec.eager, "genmod": spec.public, **theirs}
-        if mode in compiled and mode != "double backward":  # torch.compile raises for a backward of a backward
-            functions["compile"] = _compiled(spec.eager)
-            if device.type == "cuda":
-                functions["compile:max-autotune"] = _compiled(spec.eager, mode="max-autotune-no-cudagraphs")
-        turn = itertools.count()
-        calls = {name: _call(function, spec, samples, mode, turn) for name, function in functions.items()}
-        others = _other_backends(spec, sample, device)
-        calls |= {f"genmod:{name}": calls["genmod"] for name in others}
-        within = {f"genmod:{name}": functools.partial(genmod.backend, name) for name in others}
-        bytes_moved, flops = _ideal(spec, sample, mode)
-        size = max(bytes_moved // 2, 2 * machine.last_cache_bytes(device) if cold else 0)
-        if bytes_moved:
-            calls[COPY] = machine.copying(device, size)
-        copied = machine.copied_bytes(size)
-        yield Case(spec.name, workload.name, mode, dtype, calls, within, bytes_moved, flops, copied, cold, not_raced)
+    return _Prepared(samples, *peers.contenders(spec, sample), _other_backends(spec, sample, device))
 
 
 def _ideal(spec: OpSpec, sample: Sample, mode: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 genmod bench --suite quick --json out.json --plots plots/
 genmod bench --op sample_kl --op group_norm_act --cold
+genmod bench --pytest "-k 'mse or laplace' --benchmark-autosave --benchmark-compare"
 genmod bench --op total_correlation --scale batch --plots plots/
 genmod bench --op bias_act --against HEAD~1
 genmod bench overhead
@@ -20,7 +21,8 @@ from typing import Any
 
 import torch
 
-from genmod.bench import against, cases, measurements, page, plots, pytest_format, report, runner, scaling, tables
+from genmod.bench import against, cases, measurements, page, plots, report, runner, scaling, tables
+from genmod.bench.progress import Progress
 from genmod.bench.suites import SUITES
 from genmod.recipes import RecipeError, need
 from genmod.specs import specs
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one line per case and contender")
     parser.add_argument(
-        "--pytest-benchmark", type=Path, metavar="FILE", help="write every time for `pytest-benchmark compare FILE ...`"
+        "--pytest", default="", metavar="OPTIONS", help="more options of pytest and pytest-benchmark for a suite"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write the plots, as PNG and SVG")
@@ -101,20 +103,20 @@ def _measure(args: argparse.Namespace) -> int:
     # A pipe has no width of its own, and a table that wraps cannot be read.
     console = need("rich.console").Console(width=None if sys.stdout.isatty() else 200)
     device = torch.device(args.device)
-    with _progress(console) as progress:
+    with _progress(console, shown=not args.pytest) as progress:  # pytest then shows its own
         if args.action == "overhead":
             result = measurements.overhead(device, progress)
         else:
             # A suite can take an hour: what it has measured is on disk when it is ended before it is done.
             result = measurements.make(args, device, DTYPES[args.dtype], progress, lambda part: _keep(args.json, part))
-    if not (result["rows"] or result.get("refused")):
-        raise RecipeError(f"nothing to measure: no workload's name contains {args.workload!r}, or no op has that axis")
+    if not (result["rows"] or result.get("refused") or result.get("failed")):
+        if args.pytest:
+            return 0  # --collect-only and its like print, and measure nothing
+        raise RecipeError(f"nothing to measure: no op that was asked for has the axis {args.scale!r}")
     for title, columns, rows in measurements.tables(result):
         _show(console, title, columns, rows)
     for note in measurements.notes(result):
         console.print(note, highlight=False)
-    if args.pytest_benchmark:
-        _write(args.pytest_benchmark, json.dumps(pytest_format.convert(result), indent=1) + "\n")
     _keep(args.json, result)
     if args.csv:
         _write(args.csv, report.to_csv(result))
@@ -123,25 +125,23 @@ def _measure(args: argparse.Namespace) -> int:
         _write(args.markdown, "\n\n".join(f"{t}\n\n{report.markdown(c, r)}" for t, c, r in made) + "\n")
     if args.plots:
         plots.save(result, args.plots)
-    return int(bool(result.get("refused")))
+    return int(bool(result.get("refused") or result.get("failed")))
 
 
 def _check(args: argparse.Namespace) -> None:
     """What would fail after minutes of measuring is said before them."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
-    for option, file in (("--csv", args.csv), ("--pytest-benchmark", args.pytest_benchmark)):
-        if file and (args.scale or args.against or args.action):
-            raise RecipeError(f"{option}: only suites have one; use --json")
-    if args.pytest_benchmark:
-        need("pytest_benchmark", "bench")
+    for option, value in (("--csv", args.csv), ("--pytest", args.pytest)):
+        if value and (args.scale or args.against or args.action):
+            raise RecipeError(f"{option}: it is for suites, and this is none")
     if args.suite == "models" and args.op:
         raise RecipeError("--op: the suite models is of training steps; choose among them with --workload")
     if args.rounds is not None and args.rounds < 5:
         raise RecipeError(f"--rounds: got {args.rounds}, expected at least 5, so that there are quartiles")
     if args.plots:
         need("matplotlib.figure")
-    for file in filter(None, (args.json, args.csv, args.markdown, args.pytest_benchmark)):
+    for file in filter(None, (args.json, args.csv, args.markdown)):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -166,7 +166,7 @@ def _write(file: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress(console: Any) -> Iterator[runner.Progress]:
+def _progress(console: Any, shown: bool) -> Iterator[Progress]:
     """A bar that says what is being measured; nothing where output is no terminal."""
     rich = need("rich.progress")
     columns = (
@@ -175,9 +175,9 @@ def _progress(console: Any) -> Iterator[runner.Progress]:
         rich.TimeElapsedColumn(),
         rich.TextColumn("{task.description}"),
     )
-    with rich.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with rich.Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task("", total=None)
-        yield runner.Progress(
+        yield Progress(
             lambda count: bar.update(task, total=count),
             lambda text: bar.update(task, description=text),
             lambda: bar.advance(task),

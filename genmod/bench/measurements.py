@@ -13,8 +13,9 @@ import torch
 from genmod import measure
 from genmod.bench import against, cases, machine, peers, report, runner, scaling
 from genmod.bench import overhead as overheads
-from genmod.bench.steps import all_steps
+from genmod.bench.progress import Progress
 from genmod.bench.suites import SUITES
+from genmod.recipes import need
 from genmod.specs import specs
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -24,7 +25,7 @@ def make(
     args: argparse.Namespace,
     device: torch.device,
     dtype: torch.dtype,
-    progress: runner.Progress,
+    progress: Progress,
     keep: Callable[[dict[str, Any]], None] = lambda unfinished: None,
 ) -> dict[str, Any]:
     """A suite, scaling curves or a comparison with another revision: what the options ask for.
@@ -46,24 +47,23 @@ def make(
         rows = against.run(chosen, args.against, name, device, args.dtype, modes, args.workload, suite.rounds, progress)
         return result | {"kind": "against", "revision": args.against, "rows": rows}
     result["suite"] = name
+    if name != "models":
+        result |= {"matmul_flops_per_second": machine.matmul_flops(device, dtype), "peers": peers.versions()}
     so_far: list[runner.Row] = []
 
     def add(row: runner.Row) -> None:
         so_far.append(row)
         keep(result | {"rows": so_far, "unfinished": True})
 
-    progress = progress._replace(row=add)
-    if name == "models":
-        rows = runner.run_steps(all_steps(), device, dtype, suite, workload=args.workload, progress=progress)
-        return result | {"rows": rows}
-    result |= {"matmul_flops_per_second": machine.matmul_flops(device, dtype), "peers": peers.versions()}
-    return result | runner.run_ops(
-        chosen, device, dtype, name, suite, workload=args.workload, cold=args.cold, progress=progress
-    )
+    need("pytest_benchmark", "bench")
+    from genmod.bench import session  # pytest is needed by suites alone
+
+    plan = session.Plan(name, suite, tuple(chosen), device, dtype, args.workload, args.cold, result["machine"])
+    return result | session.run(plan, progress._replace(row=add), args.pytest)
 
 
 def _scaling(
-    chosen: list[Any], axis: str, device: torch.device, dtype: torch.dtype, rounds: int, progress: runner.Progress
+    chosen: list[Any], axis: str, device: torch.device, dtype: torch.dtype, rounds: int, progress: Progress
 ) -> list[dict[str, Any]]:
     """Forward and backward of eager and genmod at each size; compiling each size anew would take minutes an op."""
     plan = [(spec, size, w) for spec in chosen for size, w in scaling.workloads(spec, axis)]
@@ -74,7 +74,7 @@ def _scaling(
         if spec.name not in checked:
             runner.check(spec, device, dtype)
             checked.add(spec.name)
-        case = next(cases.cases(spec, workload, device, dtype, ("forward+backward",)))
+        case = cases.case(spec, workload, "forward+backward", device, dtype, compiled=False)
         calls = {name: case.calls[name] for name in ("eager", "genmod")}
         times = measure.interleaved(calls, device, rounds=rounds, budget=2.0)
         rows.append({
@@ -90,7 +90,7 @@ def _scaling(
     return rows
 
 
-def overhead(device: torch.device, progress: runner.Progress) -> dict[str, Any]:
+def overhead(device: torch.device, progress: Progress) -> dict[str, Any]:
     """What import and calls cost around the kernels."""
     progress.total(1 + len(specs()))
     progress.now("import genmod, in processes of its own")
@@ -147,6 +147,8 @@ def notes(result: dict[str, Any]) -> Iterator[str]:
         yield "Unfinished: the run was ended before it had measured everything."
     for refused in result.get("refused", ()):
         yield refused["why"]
+    for failed in result.get("failed", ()):
+        yield f"Failed: {failed['case']}: {failed['why']}"
     for peer in result.get("peers_not_raced", ()):
         yield f"Not raced: {peer['peer']}'s {peer['what']} beside {peer['op']}: {peer['why']}."
     if "import_seconds" in result:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from genmod import measure
-from genmod.bench import step
-from genmod.bench.cases import COPY, Case, cases
-from genmod.bench.suites import Suite, workloads
+from genmod.bench.cases import COPY, Case
+from genmod.bench.suites import Suite
 from genmod.registry import OpSpec
 from genmod.testing import battery
 
@@ -22,23 +20,21 @@ class RedGate(Exception):
     """An op is wrong, so its speed is nobody's business."""
 
 
-class Progress(NamedTuple):
-    """What a run tells while it goes: `total(n)` once, `now(text)` at each thing begun, `done()` at its end, and each
-    `row(row)` as it is measured."""
-
-    total: Callable[[int], None] = lambda count: None
-    now: Callable[[str], None] = lambda text: None
-    done: Callable[[], None] = lambda: None
-    row: Callable[[Row], None] = lambda row: None
-
-
 def check(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
     """Raise RedGate unless the op passes the battery's accuracy and gradient checks here and now."""
+    wrong = why_wrong(spec, device, dtype)
+    if wrong:
+        raise RedGate(wrong)
+
+
+def why_wrong(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> str:
+    """What the battery's accuracy and gradient checks find here and now; empty where the op is right."""
     try:
         battery.accuracy(spec, device, dtype)
         battery.gradients(spec, device)
     except AssertionError as error:
-        raise RedGate(f"{spec.name} is not reported, because it is wrong: {error}") from error
+        return f"{spec.name} is not reported, because it is wrong: {error}"
+    return ""
 
 
 def run(case: Case, device: torch.device, suite: Suite) -> Row:
@@ -67,63 +63,3 @@ def run(case: Case, device: torch.device, suite: Suite) -> Row:
     if case.mode == "step":
         row["products_share"] = {name: measure.products_share(whole[name], device) for name in whole if name in seen}
     return row
-
-
-def run_ops(
-    specs: Iterable[OpSpec],
-    device: torch.device,
-    dtype: torch.dtype,
-    name: str,
-    suite: Suite,
-    *,
-    workload: str = "",
-    cold: bool = False,
-    progress: Progress = Progress(),  # noqa: B008 (immutable)
-) -> dict[str, Any]:
-    """A suite of ops: `rows`, `peers_not_raced`, and `refused`, the ops that are wrong and so have no rows."""
-    plan = [(spec, chosen) for spec in specs if (chosen := list(workloads(spec, name, workload, device.type)))]
-    progress.total(sum(1 + len(chosen) * len(suite.modes) for _, chosen in plan))
-    rows: list[Row] = []
-    not_raced, refused = {}, []
-    for spec, chosen in plan:
-        progress.now(f"{spec.name}: checking that it is right")
-        try:
-            check(spec, device, dtype)
-        except RedGate as error:
-            refused.append({"op": spec.name, "why": str(error)})
-            continue
-        finally:
-            progress.done()
-        for each in chosen:
-            made = cases(spec, each, device, dtype, suite.modes, compiled=suite.compiled, cold=cold)
-            for mode in suite.modes:
-                progress.now(f"{spec.name}, {each.name}, {mode}")
-                case = next(made)
-                rows.append(run(case, device, suite))
-                progress.row(rows[-1])
-                for peer in case.not_raced:
-                    not_raced[spec.name, peer["peer"], peer["why"]] = {"op": spec.name, "workload": each.name, **peer}
-                progress.done()
-    return {"rows": rows, "peers_not_raced": list(not_raced.values()), "refused": refused}
-
-
-def run_steps(
-    chosen: Iterable[step.Step],
-    device: torch.device,
-    dtype: torch.dtype,
-    suite: Suite,
-    *,
-    workload: str = "",
-    progress: Progress = Progress(),  # noqa: B008 (immutable)
-) -> list[Row]:
-    """Every training step whose name contains `workload`. Each checks that its contenders agree before it is timed."""
-    plan = [s for s in chosen if workload in s.name and (device.type == "cuda" or not s.gpu)]
-    progress.total(len(plan))
-    rows = []
-    for each in plan:
-        progress.now(f"{each.op}, {each.name}")
-        for case in step.cases(each, device, dtype):
-            rows.append(run(case, device, suite))
-            progress.row(rows[-1])
-        progress.done()
-    return rows

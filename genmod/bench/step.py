@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,11 @@ class Step:
     gpu: bool = False
 
 
-def cases(step: Step, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """The one case of a step, in the runner's form. Bytes and operations of a whole model are not counted."""
+def case(step: Step, device: torch.device, dtype: torch.dtype) -> Case:
+    """A step in the runner's form. Bytes and operations of a whole model are not counted."""
     torch.manual_seed(0)
     torch._dynamo.reset()
-    yield Case(step.op, step.name, "step", dtype, step.make(device, dtype))
+    return Case(step.op, step.name, "step", dtype, step.make(device, dtype))
 
 
 #: How far contenders may be apart, by the norm: sums in another order, and in half precision also rounding in between.

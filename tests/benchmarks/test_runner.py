@@ -7,8 +7,6 @@ import csv
 import dataclasses
 import io
 import json
-import subprocess
-import sys
 import time
 
 import pytest
@@ -47,7 +45,8 @@ def smallest(spec):
 
 @pytest.mark.parametrize("spec", specs().values(), ids=specs())
 def test_every_benchmark_runs(spec):
-    for case in cases.cases(spec, smallest(spec), CPU, torch.float32):
+    for mode in cases.MODES:
+        case = cases.case(spec, smallest(spec), mode, CPU, torch.float32)
         for name in case.calls.keys() - {"compile"}:
             case.calls[name]()
 
@@ -162,26 +161,6 @@ def test_every_recipe_and_task_has_a_step():
     assert named == {*RECIPES, *(name.replace("_", "-") for name in tasks())}
 
 
-def test_pytest_benchmark_reads_the_times(tmp_path):
-    """Its own command compares the contenders of a run, and a run with another."""
-    files = [tmp_path / f"{name}.json" for name in ("before", "now")]
-    for file in files:
-        options = ["--op", "mse", "--workload", "small", "--mode", "forward", "--rounds", "5", "--device", "cpu"]
-        assert bench(*options, "--json", str(tmp_path / "result.json"), "--pytest-benchmark", str(file)) == 0
-    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
-    written = {b["param"]: b["stats"] for b in json.loads(files[1].read_text())["benchmarks"]}
-    assert {name: stats["median"] for name, stats in written.items()} == row["median_seconds"]
-    assert "seconds" not in row and all(len(s["data"]) == s["rounds"] >= 5 for s in written.values())
-    compare = [sys.executable, "-m", "pytest_benchmark", "compare", *map(str, files)]
-    done = subprocess.run([*compare, "--csv", "both.csv"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "genmod" in done.stdout and f"{2 * len(written)} tests" in done.stdout
-    compared = list(csv.DictReader(io.StringIO((tmp_path / "both.csv").read_text())))
-    assert len(compared) == 2 * len(written)
-    ours = [float(line["median"]) for line in compared if "genmod]" in line["name"]]
-    assert row["median_seconds"]["genmod"] in ours
-
-
 def test_scaling_curves(tmp_path):
     file = tmp_path / "scaling.json"
     arguments = ["--op", "dip", "--scale", "latent", "--rounds", "5", "--device", "cpu"]
@@ -197,7 +176,7 @@ def test_scaling_curves(tmp_path):
         (["--workload", "nobody's"], "nothing to measure"),
         (["report", "missing.json", "--out", "page.html"], "cannot read missing.json"),
         (["tables", "--root", "/nowhere"], "source checkout"),
-        (["--scale", "batch", "--csv", "a.csv"], "--csv: only suites"),
+        (["--scale", "batch", "--csv", "a.csv"], "--csv: it is for suites"),
         (["--suite", "models", "--op", "mse"], "--op: the suite models"),
         (["--rounds", "2"], "--rounds: got 2"),
         (["--against", "no-such-revision", "--op", "mse"], "no revision 'no-such-revision'"),
@@ -230,7 +209,7 @@ def test_cold_inputs_are_others_each_time(monkeypatch):
         return spec.public(output, target)
 
     watching = dataclasses.replace(spec, public=mse)
-    case = next(cases.cases(watching, smallest(spec), CPU, torch.float32, ("forward",), cold=True))
+    case = cases.case(watching, smallest(spec), "forward", CPU, torch.float32, cold=True)
     for _ in range(40):
         case.calls["genmod"]()
     # 64 x 10 pairs of floats are 5 kB: more than sixteen of them fill twice that cache.
