@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genmod import backends, layout
-from genmod.ops import _checks
+from genmod.ops import _checks, _stock_norms
 from genmod.ops._library import define, differentiate, differentiate_backward
 from genmod.ops._through_reference import PerSample
 from genmod.reference import activation as activations
@@ -79,6 +79,10 @@ def group_norm_act(
     Sources: Wu and He, *Group normalization*, ECCV 2018; Dhariwal and Nichol, *Diffusion models beat GANs on image
     synthesis*, NeurIPS 2021.
     """
+    if residual is None and scale is None and shift is None and x_bias is None and not return_sum:
+        y = _stock_norms.group_norm(x, num_groups, weight, bias, eps, activation, negative_slope)
+        if y is not None:
+            return y
     _check_input(x)
     channels = x.shape[1]
     if isinstance(num_groups, bool) or not isinstance(num_groups, int):
@@ -96,9 +100,9 @@ def group_norm_act(
             y, total, _, _ = _group_norm_act_biased(*tensors, *options, wants_sum)
             return (y, total) if wants_sum else y
         x = bias_act(x, x_bias, activation="identity")
-    if _stock_is_faster(x, of_batch=False) and _stock_takes(x, weight, bias):
+    if _stock_norms.is_faster(x, of_batch=False) and _stock_norms.takes(x, weight, bias):
         total = x if residual is None else x + residual
-        y = _stock_group_norm(total, num_groups, weight, bias, eps, scale, shift)
+        y = _stock_norms.group_norm_scaled(total, num_groups, weight, bias, eps, scale, shift)
         y = activations.apply(activation, y, negative_slope)
         if y.dtype is not x.dtype:  # float32 parameters would make it float32
             y = y.to(x.dtype)
@@ -159,6 +163,11 @@ def batch_norm_act(
     residual) and two numbers per channel. Computed in float32, in float64 for float64.
     Source: Ioffe and Szegedy, *Batch normalization*, ICML 2015.
     """
+    if residual is None:
+        norm = running_mean, running_var, weight, bias, training, momentum, eps
+        small = _stock_norms.batch_norm(x, *norm, activation, negative_slope)
+        if small is not None:
+            return small
     _check_input(x)
     check_batch_norm(x, x.shape, running_mean, running_var, training, momentum, weight=weight, bias=bias)
     check_options(x, residual, eps, activation, negative_slope)
@@ -181,7 +190,7 @@ def checked_batch_norm_act(
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`y` and `s` of :func:`batch_norm_act`. Arguments are taken as checked."""
-    if _stock_is_faster(x, of_batch=True) and _stock_takes(x, weight, bias, running_mean, running_var):
+    if _stock_norms.is_faster(x, of_batch=True) and _stock_norms.takes(x, weight, bias, running_mean, running_var):
         total = x if residual is None else x + residual
         dense = None if weight is None else weight.contiguous()  # torch's backward takes it as dense
         y = F.batch_norm(total, running_mean, running_var, dense, bias, training, momentum, eps)
@@ -299,80 +308,6 @@ def check_options(x: Tensor, residual: Any, eps: Any, activation: Any, negative_
 def _check_activation(activation: Any, negative_slope: Any) -> None:
     _checks.choice("activation", activation, ACTIVATIONS)
     _checks.number("negative_slope", negative_slope)
-
-
-# Below this many elements a call is mostly overhead, and stock PyTorch has less: forward of group norm and SiLU on
-# [2, 64, 8, 8], float32, took 34 us in stock PyTorch and 82 us here.
-_SMALL = 16384
-# Our kernels also have a cost per plane, which planes of few pixels do not repay. Forward and backward of group norm
-# and SiLU, float32, one thread, stock PyTorch's time in parts of ours: planes of 2 x 2 0.3, of 4 x 4 0.2, of 8 x 8 0.5
-# to 0.7, of 16 x 16 0.9 to 1.6, whatever the batch. Batch norm and ReLU: 2 x 2 1.8 to 4 (there channels are taken
-# together); 4 x 4 and 8 x 8 0.4 to 0.8 up to 131072 elements, 0.7 to 1.1 at 262144, and 1.2 to 1.5 from 524288 on.
-_SMALL_PLANE = 64
-_SMALL_BATCH_NORM = (9, 262144)  # pixels of a plane at least, elements at most
-
-
-# On a GPU a small call waits for Python. Forward and backward on an H200, stock PyTorch's time in parts of ours: group
-# norm and SiLU 0.4 to 0.6 up to two million elements, 0.6 to 0.9 at eight, 1.7 to 2.0 at 33 million; batch norm and
-# ReLU 0.3 to 0.4, 0.7 to 1.0, 3.4 to 4.5. In a CUDA graph nothing waits, and ours is faster from the start.
-_SMALL_ON_GPU = 1 << 22
-
-
-def _stock_is_faster(x: Tensor, *, of_batch: bool) -> bool:
-    """Whether to take stock PyTorch: for few elements, or on the CPU few pixels, where only the time changes by it."""
-    size = x.numel()
-    if torch.compiler.is_compiling() or not size or not (x.is_cpu or x.is_cuda):
-        return False
-    if x.is_cuda:
-        if size >= _SMALL_ON_GPU or torch.cuda.is_current_stream_capturing():
-            return False
-    elif size >= _SMALL and not (x.dtype == torch.float32 and _has_small_planes(x, of_batch)):
-        return False
-    # A forced backend must run, autocast would cast, and stock group norm gives channels_last up.
-    if backends.forced() is not None:
-        return False
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
-        return False
-    return x.is_contiguous() or layout.memory_format_of(x) == torch.contiguous_format
-
-
-def _has_small_planes(x: Tensor, of_batch: bool) -> bool:
-    pixels = math.prod(x.shape[2:])
-    few = pixels <= _SMALL_PLANE
-    least, most = _SMALL_BATCH_NORM
-    return few and (pixels >= least and x.numel() < most) if of_batch else few
-
-
-def _stock_takes(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether stock PyTorch takes these parameters beside `x`: all of one dtype, and on a GPU in that of `x`, while we
-    take float32 beside half precision."""
-    dtype = x.dtype
-    if all(p is None or p.dtype is dtype for p in parameters):
-        return True
-    dtypes = {p.dtype for p in parameters if p is not None}
-    return len(dtypes) <= 1 and (x.device.type == "cpu" or dtypes <= {x.dtype})
-
-
-def _stock_group_norm(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> Tensor:
-    if weight is None and bias is not None:  # its backward fails there
-        weight = torch.ones_like(bias)
-    y = torch.group_norm(x, num_groups, weight, bias, eps)  # F.group_norm refuses groups of one element
-    if scale is None and shift is None:
-        return y
-    space = [1] * (x.dim() - 2)
-    if scale is not None:
-        y = y * (1 + scale.reshape(*scale.shape, *space))
-    if shift is not None:
-        y = y + shift.reshape(*shift.shape, *space)
-    return y
 
 
 def _per_channel_count(shape: tuple[int, ...]) -> int:
@@ -613,14 +548,9 @@ _bias_act_backward = differentiate_backward("bias_act_backward", _bias_act_doubl
 
 def _why_plain(of_batch: bool, x: Tensor, *args: object, **kwargs: object) -> str:
     """For `genmod.explain`."""
-    parameters = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() == 1)
-    if not (_stock_is_faster(x, of_batch=of_batch) and _stock_takes(x, *parameters)):
-        return ""
-    bound = _SMALL_ON_GPU if x.is_cuda else _SMALL
-    few = x.numel() < bound
-    return (
-        f"stock PyTorch is faster {f'below {bound} elements' if few else f'on planes of up to {_SMALL_PLANE} pixels'}"
-    )
+    parameters = tuple(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() == 1)
+    fused = any(kwargs.get(name) is not None for name in ("residual", "scale", "shift", "x_bias"))
+    return _stock_norms.why(x, parameters, of_batch=of_batch, fused=fused)
 
 
 for _name in ("group_norm_act", "batch_norm_act"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.nn.utils import stateless
 import genmod
 from genmod import _native, backends, nn, ops
 from genmod.ops import _through_reference
+from genmod.reference import activation as activations
 from genmod.reference import norm_act as reference
 from genmod.specs import norm_act as specs
 from genmod.testing import battery
@@ -283,9 +286,54 @@ def test_planes_of_few_pixels_take_stock_pytorch():
         backend(group, 256, 64, 8, 8) == backend(group, 512, 128, 1, 1) == backend(batch, 64, 64, 4, 4) == "reference"
     )
     assert backend(group, 64, 64, 9, 9) == backend(group, 64, 64, 8, 8, dtype=torch.bfloat16) == "cpp"
+    assert backend(group, 1, 64, 32, 32) == "reference" != backend(group, 1, 64, 64, 64)
     assert backend(batch, 512, 64, 4, 4) == backend(batch, 64, 128, 2, 2) == backend(batch, 8, 64, 16, 16) == "cpp"
     with genmod.backend("cpp"):
         assert backend(group, 256, 64, 8, 8) == "cpp"
+
+
+@pytest.mark.parametrize("activation", activations.NAMES)
+@pytest.mark.parametrize("slope", [0.2, 0.0, -0.5])
+def test_small_calls_are_torch_s_bit_for_bit(activation, slope):
+    """Also where it activates in place, to the second derivative."""
+    x, w, b = torch.randn(3, 8, 5, 5), torch.randn(8), torch.randn(8)
+    act = functools.partial(activations.apply, activation, negative_slope=slope)
+    pairs = (
+        (
+            lambda x, w, b: ops.group_norm_act(x, 4, w, b, activation=activation, negative_slope=slope),
+            lambda x, w, b: act(F.group_norm(x, 4, w, b)),
+        ),
+        (
+            lambda x, w, b: ops.batch_norm_act(
+                x, *statistics(), w, b, True, activation=activation, negative_slope=slope
+            ),
+            lambda x, w, b: act(F.batch_norm(x, *statistics(), w, b, True)),
+        ),
+    )
+
+    def statistics():
+        return torch.zeros(8), torch.ones(8)
+
+    def derivatives(call):
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        y = call(*leaves)
+        first = torch.autograd.grad(y, leaves, torch.cos(x), create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), leaves[:2])
+        return y, *first, *second
+
+    for ours, theirs in pairs:
+        with torch.no_grad():
+            assert torch.equal(ours(x, w, b), theirs(x, w, b))
+        for got, expected in zip(derivatives(ours), derivatives(theirs), strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_running_statistics_move_once_where_a_small_call_is_wrong():
+    mean, var = torch.zeros(8), torch.ones(8)
+    for wrong in ({"activation": "swish"}, {"negative_slope": math.nan}, {"weight": torch.ones(2, 4)}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ops.batch_norm_act(torch.randn(4, 8, 3, 3), mean, var, **({"weight": torch.ones(8)} | wrong), training=True)
+    assert not mean.any() and var.eq(1).all()
 
 
 @pytest.mark.parametrize("pixels", [2, 4, 8])
