@@ -19,8 +19,8 @@ from genmod.kernels.launch import launch
 from genmod.kernels.philox import normal_parts
 from genmod.kernels.rows import SIZES, Plan, elements, load, place, plan, store
 
-_READ = ("mean", "logvar", "noise", "other_mean", "other_logvar", "grad_z", "grad_kl")
-_WRITTEN = ("z", "kl", "d_mean", "d_logvar", "d_other_mean", "d_other_logvar")
+_READ = ("mean", "logvar", "noise", "other_mean", "other_logvar", "grad_z", "grad_kl", "to_mean", "to_logvar")
+_WRITTEN = ("z", "kl", "d_mean", "d_logvar", "d_other_mean", "d_other_logvar", "d_grad_z", "d_grad_kl")
 _SIZES = [*SIZES, "per_sample", "grad_sum_stride", *(f"{name}_gap" for name in (*_READ, *_WRITTEN))]
 
 
@@ -41,7 +41,7 @@ def _sample_forward(
     for part in tl.static_range(PARTS):
         index, inside, row = elements(segment, begin, end, start, cols, part, PARTS, SHORT, UNIT, BLOCK)
         m = load(mean, index + row * mean_gap, inside)
-        lv, _ = _clamp(load(logvar, index + row * logvar_gap, inside), CLAMP)
+        lv, _, _ = _clamp(load(logvar, index + row * logvar_gap, inside), CLAMP)
         sigma, expm1, expm1_minus = exp_parts(0.5 * lv)
         if PARTS == 4:
             eps = normals[part]
@@ -74,7 +74,7 @@ def _sample_backward(
         one_for_all = _load_sum(grad_sum, segment // per_sample * grad_sum_stride, scale)
     for part in tl.static_range(PARTS):
         index, inside, row = elements(segment, begin, end, start, cols, part, PARTS, SHORT, UNIT, BLOCK)
-        lv, slope = _clamp(load(logvar, index + row * logvar_gap, inside), CLAMP)
+        lv, slope, _ = _clamp(load(logvar, index + row * logvar_gap, inside), CLAMP)
         sigma, expm1, expm1_minus = exp_parts(0.5 * lv)
         to_mean = tl.zeros([BLOCK // PARTS], lv.dtype)
         to_logvar = tl.zeros([BLOCK // PARTS], lv.dtype)
@@ -103,6 +103,72 @@ def _sample_backward(
 
 
 @triton.jit(do_not_specialize=_SIZES)
+def _sample_double_backward(
+    d_mean, d_mean_gap, d_logvar, d_logvar_gap, d_grad_z, d_grad_z_gap, d_grad_kl, d_grad_kl_gap,
+    to_mean, to_mean_gap, to_logvar, to_logvar_gap, grad_z, grad_z_gap, grad_kl, grad_kl_gap,
+    mean, mean_gap, logvar, logvar_gap, noise, noise_gap, grad_sum, grad_sum_stride, partials, seed,
+    length, chunks, per_sample, cols, free_bits: tl.float64, scale: tl.float64,
+    CLAMP: tl.constexpr, FREE_BITS: tl.constexpr,
+    PARTS: tl.constexpr, SHORT: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What arrives at the gradients that `_sample_backward` writes (`to_mean`, `to_logvar`) goes back to mean and
+    logvar, and to the gradients that had come in: of z, and of the KL per element or summed in `partials`."""
+    segment, begin, end, start = place(length, chunks, UNIT, WIDE, BLOCK)
+    if PARTS == 4:
+        index, inside, row = elements(segment, begin, end, start, cols, 0, PARTS, SHORT, UNIT, BLOCK)
+        normals = normal_parts(seed, start, load(logvar, index + row * logvar_gap, inside), BLOCK)
+    if grad_sum is not None:
+        one_for_all = _load_sum(grad_sum, segment // per_sample * grad_sum_stride, scale)
+    if partials is not None:
+        total = tl.zeros([BLOCK // PARTS], partials.dtype.element_ty)
+    for part in tl.static_range(PARTS):
+        index, inside, row = elements(segment, begin, end, start, cols, part, PARTS, SHORT, UNIT, BLOCK)
+        lv, slope, curvature = _clamp(load(logvar, index + row * logvar_gap, inside), CLAMP)
+        sigma, expm1, expm1_minus = exp_parts(0.5 * lv)
+        u = load(to_mean, index + row * to_mean_gap, inside)
+        w = 0.5 * load(to_logvar, index + row * to_logvar_gap, inside)
+        # What logvar's gradient is by the clamped logvar, and the derivative of that.
+        once, twice = tl.zeros_like(lv), tl.zeros_like(lv)
+        back_to_mean = tl.zeros_like(lv)
+        if grad_z is not None:
+            if PARTS == 4:
+                eps = normals[part]
+            else:
+                eps = load(noise, index + row * noise_gap, inside)
+            spread = sigma * eps
+            moved = load(grad_z, index + row * grad_z_gap, inside) * spread
+            once += moved
+            twice += 0.5 * moved
+            if d_grad_z is not None:
+                store(d_grad_z, index + row * d_grad_z_gap, u + w * slope * spread, inside)
+        if grad_kl is not None or grad_sum is not None:
+            m = load(mean, index + row * mean_gap, inside)
+            if grad_kl is not None:
+                g = load(grad_kl, index + row * grad_kl_gap, inside)
+            else:
+                g = one_for_all
+            growth = expm1 * (expm1 + 2.0)  # e^l - 1
+            back = u * m + w * slope * growth
+            if FREE_BITS:
+                kl = expm1_minus + 0.5 * (expm1 * expm1 + m * m)
+                g = _unlifted(g, kl, free_bits)
+                back = _unlifted(back, kl, free_bits)
+            back_to_mean += u * g
+            once += g * growth
+            twice += g * (growth + 1.0)
+            if d_grad_kl is not None:
+                store(d_grad_kl, index + row * d_grad_kl_gap, back, inside)
+            if partials is not None:
+                total += tl.where(inside, back, 0.0)
+        if d_mean is not None:
+            store(d_mean, index + row * d_mean_gap, back_to_mean, inside)
+        if d_logvar is not None:
+            store(d_logvar, index + row * d_logvar_gap, w * (curvature * once + slope * slope * twice), inside)
+    if partials is not None:
+        _store_sum(partials, total, scale)
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def _kl_forward(
     kl, kl_gap, mean, mean_gap, logvar, logvar_gap, other_mean, other_mean_gap, other_logvar, other_logvar_gap,
     partials,
@@ -114,12 +180,12 @@ def _kl_forward(
     segment, begin, end, start = place(length, chunks, UNIT, WIDE, BLOCK)
     index, inside, row = elements(segment, begin, end, start, cols, 0, PARTS, SHORT, UNIT, BLOCK)
     m = load(mean, index + row * mean_gap, inside)
-    lv, _ = _clamp(load(logvar, index + row * logvar_gap, inside), CLAMP)
+    lv, _, _ = _clamp(load(logvar, index + row * logvar_gap, inside), CLAMP)
     if other_mean is None:
         _, expm1, expm1_minus = exp_parts(0.5 * lv)
         value = expm1_minus + 0.5 * (expm1 * expm1 + m * m)
     else:
-        other_lv, _ = _clamp(load(other_logvar, index + row * other_logvar_gap, inside), CLAMP)
+        other_lv, _, _ = _clamp(load(other_logvar, index + row * other_logvar_gap, inside), CLAMP)
         _, _, value, _ = _kl_to_other(m - load(other_mean, index + row * other_mean_gap, inside), lv, other_lv)
     value = _lift(value, free_bits, FREE_BITS)
     if kl is not None:
@@ -142,7 +208,7 @@ def _kl_backward(
     segment, begin, end, start = place(length, chunks, UNIT, WIDE, BLOCK)
     index, inside, row = elements(segment, begin, end, start, cols, 0, PARTS, SHORT, UNIT, BLOCK)
     m = load(mean, index + row * mean_gap, inside)
-    lv, slope = _clamp(load(logvar, index + row * logvar_gap, inside), CLAMP)
+    lv, slope, _ = _clamp(load(logvar, index + row * logvar_gap, inside), CLAMP)
     if grad_kl is not None:
         g = load(grad_kl, index + row * grad_kl_gap, inside)
     else:
@@ -152,7 +218,7 @@ def _kl_backward(
         value = expm1_minus + 0.5 * (expm1 * expm1 + m * m)
         to_mean, to_logvar = m, expm1 * (expm1 + 2.0)
     else:
-        other_lv, other_slope = _clamp(load(other_logvar, index + row * other_logvar_gap, inside), CLAMP)
+        other_lv, other_slope, _ = _clamp(load(other_logvar, index + row * other_logvar_gap, inside), CLAMP)
         difference = m - load(other_mean, index + row * other_mean_gap, inside)
         to_mean, to_logvar, value, to_other = _kl_to_other(difference, lv, other_lv)
     if FREE_BITS:
@@ -172,7 +238,9 @@ def _kl_backward(
 
 @triton.jit
 def _clamp(logvar, KIND: tl.constexpr):
-    """The clamped log-variance and its derivative. Comparisons, never minimum and maximum: those would lose a NaN."""
+    """The clamped log-variance and its first and second derivative. Comparisons, never minimum and maximum: those would
+    lose a NaN."""
+    curvature = 0.0
     if KIND == "hard":
         lv = tl.where(logvar < -30.0, -30.0, logvar)
         lv = tl.where(lv > 20.0, 20.0, lv)
@@ -183,12 +251,17 @@ def _clamp(logvar, KIND: tl.constexpr):
         upper = tl.where(logvar > 20.0, 20.0, logvar) - log_positive(1.0 + top)
         bottom, _, _ = exp_parts(-tl.abs(upper + 30.0))
         lv = tl.where(upper < -30.0, -30.0, upper) + log_positive(1.0 + bottom)
-        slope = tl.where(logvar > 20.0, top, 1.0) * tl.where(upper < -30.0, bottom, 1.0)
-        slope = slope / ((1.0 + top) * (1.0 + bottom))
+        # slope = a b, of sigmoids whose complements do not cancel
+        a, b = tl.where(logvar > 20.0, top, 1.0), tl.where(upper < -30.0, bottom, 1.0)
+        denominator = (1.0 + top) * (1.0 + bottom)
+        slope = a * b / denominator
+        not_a = tl.where(logvar > 20.0, 1.0, top) / (1.0 + top)
+        a_not_b = a * tl.where(upper < -30.0, 1.0, bottom) / denominator
+        curvature = slope * (a_not_b - not_a)
     else:
         lv = logvar
         slope = 1.0
-    return lv, slope
+    return lv, slope, curvature
 
 
 @triton.jit
@@ -344,6 +417,47 @@ def sample_kl_backward(
     return gradients
 
 
+def sample_kl_double_backward(
+    to_mean: Tensor,
+    to_logvar: Tensor | None,
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mean: Tensor,
+    logvar: Tensor | None,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    free_bits: float,
+    reduction: str,
+    clamp: str,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradients, (d_mean, d_logvar) = layout.empty_gradients(mean, logvar, wanted >> 2)
+    view, logvar = layout.split(mean, logvar)
+    to_mean, to_logvar = layout.split(to_mean, to_logvar)
+    if grad_z is None:
+        noise = seed = None
+    d_grad_z = layout.empty_output(view) if wanted & 1 else None
+    dtype = torch.float64 if view.dtype == torch.float64 else torch.float32
+    each, summed = (grad_kl, None) if reduction == "none" else (None, grad_kl)
+    d_each = layout.empty_output(view, dtype) if wanted & 2 and each is not None else None
+    tensors = {"d_mean": d_mean, "d_logvar": d_logvar, "d_grad_z": d_grad_z, "d_grad_kl": d_each}
+    tensors |= {"mean": view, "logvar": logvar, "noise": noise, "to_mean": to_mean, "to_logvar": to_logvar}
+    tensors |= {"grad_z": grad_z, "grad_kl": each}
+    parts, accesses = (1, 1) if seed is None else (4, 4)
+    cut = plan(view, reduction == "batch", parts, accesses, **tensors)
+    samples = view.shape[0] if reduction == "batch" else 1
+    sizes = (samples, cut.programs // max(samples, 1))
+    partials = view.new_empty(sizes, dtype=dtype) if wanted & 2 and summed is not None else None
+    stride = summed.stride(0) if summed is not None and reduction == "batch" else 0
+    _run(
+        _sample_double_backward, cut, view, reduction, free_bits,
+        grad_sum=summed, grad_sum_stride=stride, per_sample=cut.per_sample, partials=partials, seed=seed, CLAMP=clamp,
+    )  # fmt: skip
+    d_grad_kl = d_each if partials is None or summed is None else partials.sum(1).view(summed.shape)
+    nothing = mean.new_empty(0)
+    return nothing if d_grad_z is None else d_grad_z, nothing if d_grad_kl is None else d_grad_kl, *gradients
+
+
 def gaussian_kl(
     mean: Tensor,
     logvar: Tensor | None,
@@ -424,6 +538,9 @@ def _case(
         noise = (None, make(of=torch.int64)) if seeded else (make(*shape), None)
         losses = {"none": shape, "batch": shape[:1]}.get(reduction, ())
         grad_kl = make(*losses, of=torch.float64 if dtype == torch.float64 else torch.float32)
+        if op is sample_kl_double_backward:
+            op(*pair, make(*shape), grad_kl, *pair, *noise, free_bits, reduction, clamp, 15)
+            return
         backward = op in (reparameterize_backward, sample_kl_backward, gaussian_kl_backward)
         if op in (reparameterize, reparameterize_backward):
             grads: tuple[Tensor, ...] = (make(*shape),)
@@ -454,6 +571,19 @@ COMPILE_CASES = {
         sample_kl_backward, torch.bfloat16, packed=True, seeded=True, clamp="soft", free_bits=0.1
     ),
     "sample_kl_backward, float64, soft": _case(sample_kl_backward, torch.float64, clamp="soft"),
+    "sample_kl_double_backward, float32": _case(sample_kl_double_backward, torch.float32),
+    "sample_kl_double_backward, bfloat16, seeded, packed channels_last, soft, per sample": _case(
+        sample_kl_double_backward,
+        torch.bfloat16,
+        shape=(64, 8, 64, 64),
+        packed=True,
+        seeded=True,
+        clamp="soft",
+        reduction="batch",
+    ),
+    "sample_kl_double_backward, float64, free bits, per element": _case(
+        sample_kl_double_backward, torch.float64, free_bits=0.1, reduction="none"
+    ),
     "gaussian_kl, float32": _case(gaussian_kl, torch.float32),
     "gaussian_kl, float32, 2^32 elements": _case(gaussian_kl, torch.float32, shape=(2**23, 512)),
     "gaussian_kl, bfloat16, other, soft, per element": _case(

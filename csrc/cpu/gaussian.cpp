@@ -10,22 +10,25 @@ namespace {
 
 template <class A> GENMOD_INLINE A exp_of(A x) { return exp_parts(x).exp; }
 
-// logvar, bounded, and the derivative of the bound.
-template <class A> struct Bounded { A value, slope; };
+// logvar, bounded, and the first and second derivative of the bound.
+template <class A> struct Bounded { A value, slope, curvature; };
 
 template <Clamp C, class A> GENMOD_INLINE Bounded<A> bound(A x) {
   const A low = -30, high = 20;
-  if (C == Clamp::none) return {x, A(1)};
+  if (C == Clamp::none) return {x, A(1), A(0)};
   if (C == Clamp::hard) {
     const A below = x < low ? low : x;
-    return {below > high ? high : below, (x < low || x > high) ? A(0) : A(1)};
+    return {below > high ? high : below, (x < low || x > high) ? A(0) : A(1), A(0)};
   }
   // high - softplus(high - x), then low + softplus(. - low); softplus(t) = max(t, 0) + log(1 + e^-|t|)
   const A t = high - x, et = decay(-magnitude(t)).exp;
   const A upper = (t > 0 ? x : high) - log1p_unit(et);
   const A u = upper - low, eu = decay(-magnitude(u)).exp;
   const A value = (u > 0 ? upper : low) + log1p_unit(eu);
-  return {value, (t > 0 ? A(1) : et) * (u > 0 ? A(1) : eu) / ((1 + et) * (1 + eu))};
+  // slope = a b, of sigmoids whose complements do not cancel
+  const A denominator = (1 + et) * (1 + eu), slope = (t > 0 ? A(1) : et) * (u > 0 ? A(1) : eu) / denominator;
+  const A not_a = (t > 0 ? et : A(1)) / (1 + et), a_not_b = (t > 0 ? A(1) : et) * (u > 0 ? eu : A(1)) / denominator;
+  return {value, slope, slope * (a_not_b - not_a)};
 }
 
 // expm1(l) - l from h = l / 2: both terms are positive near the prior, so nothing cancels there.
@@ -101,6 +104,37 @@ static void pair_backward_tile(const A* __restrict m, const A* __restrict lv, co
     dlv[i] = A(0.5) * l.slope * gi * ratio.growth;
     dolv[i] = A(-0.5) * other.slope * gi * (ratio.growth + square);
   }, m, lv, om, olv, dm, dlv, dom, dolv);
+}
+
+// What arrives at both gradients, `u` and `v`, goes back to mean and logvar and to the gradients that came in.
+template <bool Z, bool KL, Clamp C, bool FREE, class A>
+static void double_backward_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict eps, const A* __restrict gz, const A* __restrict g,
+                                 const A* __restrict u, const A* __restrict v, A* __restrict dgz, A* __restrict dg, A* __restrict dm, A* __restrict dlv,
+                                 A free_bits, int64_t n) {
+  for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
+    const Bounded<A> l = bound<C>(lv[i]);
+    const Exp<A> half = exp_parts(A(0.5) * l.value);
+    const A w = A(0.5) * v[i];
+    A mean = 0, once = 0, twice = 0;  // once and twice: what logvar's gradient is by the clamped logvar, and its derivative
+    if (KL) {
+      A gi = g[i], open = 1;
+      if (FREE) open = A(0.5) * (variance_term(half) + m[i] * m[i]) <= free_bits ? A(0) : A(1);
+      gi = open > 0 ? gi : A(0);
+      const A growth = expm1_twice(half);
+      mean = u[i] * gi;
+      once = gi * growth;
+      twice = gi * (growth + 1);
+      dg[i] = open > 0 ? u[i] * m[i] + w * l.slope * growth : A(0);
+    }
+    if (Z) {
+      const A spread = half.exp * eps[i], moved = gz[i] * spread;
+      once += moved;
+      twice += A(0.5) * moved;
+      dgz[i] = u[i] + w * l.slope * spread;
+    }
+    dm[i] = mean;
+    dlv[i] = w * (C == Clamp::soft ? l.curvature * once + l.slope * l.slope * twice : l.slope * twice);
+  }, m, lv, eps, gz, u, v, dgz, dm, dlv);
 }
 
 // Calls f with a compile-time clamp and free-bits flag.
@@ -233,6 +267,35 @@ template <class S> static void pair_backward_chunks(const GaussianBackward& p, i
   }
 }
 
+template <class S> static void double_backward_chunks(const GaussianDoubleBackward& p, int64_t first, int64_t last) {
+  using A = typename Accumulate<S>::type;
+  Spread<A> spread = grad_kl<A>(p);
+  alignas(64) A mb[kChunk], lb[kChunk], eb[kChunk], zb[kChunk], ub[kChunk], vb[kChunk], dzb[kChunk], dgb[kChunk], dmb[kChunk], dlb[kChunk];
+  for (int64_t chunk = first; chunk < last; chunk++) {
+    const int64_t begin = chunk * kChunk, n = p.numel - begin < kChunk ? p.numel - begin : kChunk;
+    const A* m = load<A, S>(p.mean, p.cols, begin, n, mb);
+    const A* lv = load<A, S>(p.logvar, p.cols, begin, n, lb);
+    const A* u = load<A, S>(p.other_mean, p.cols, begin, n, ub);
+    const A* v = load<A, S>(p.other_logvar, p.cols, begin, n, vb);
+    const A* eps = p.grad_z ? noise_tile<A, S>(p, begin, n, eb) : nullptr;
+    const A* gz = p.grad_z ? load<A, S>({p.grad_z, 0}, p.numel, begin, n, zb) : nullptr;
+    const A* g = p.grad_kl ? spread.tile(begin, n) : nullptr;
+    A* dgz = p.d_grad_z ? place<A, S>(p.d_grad_z, 0, p.numel, begin, n, dzb) : dzb;
+    A* dg = p.d_grad_kl ? (A*)p.d_grad_kl + begin : dgb;
+    const OutTile<A, S> dm(p.d_mean, p.out_cols, begin, n, dmb), dl(p.d_logvar, p.out_cols, begin, n, dlb);
+    with_mode(p.clamp, p.grad_kl && p.free_bits > 0, [&](auto mode) {
+      using M = decltype(mode);
+      if (p.grad_z && p.grad_kl) double_backward_tile<true, true, M::clamp, M::free>(m, lv, eps, gz, g, u, v, dgz, dg, dm.data, dl.data, (A)p.free_bits, n);
+      else if (p.grad_z) double_backward_tile<true, false, M::clamp, false>(m, lv, eps, gz, g, u, v, dgz, dg, dm.data, dl.data, (A)0, n);
+      else double_backward_tile<false, true, M::clamp, M::free>(m, lv, eps, gz, g, u, v, dgz, dg, dm.data, dl.data, (A)p.free_bits, n);
+    });
+    if (p.d_grad_z) store<A, S>(dzb, dgz, p.d_grad_z, 0, p.numel, begin, n);
+    if (p.sums) add_to_samples(dg, begin, n, chunk, p.sample, p.sums);
+    dm.flush();
+    dl.flush();
+  }
+}
+
 // One entry point per job: picks the storage type.
 #define GENMOD_BY_DTYPE(name, Params)                                            \
   static void name##_any(const Params& p, int64_t first, int64_t last) {         \
@@ -247,10 +310,11 @@ GENMOD_BY_DTYPE(forward, GaussianForward)
 GENMOD_BY_DTYPE(pair, GaussianForward)
 GENMOD_BY_DTYPE(backward, GaussianBackward)
 GENMOD_BY_DTYPE(pair_backward, GaussianBackward)
+GENMOD_BY_DTYPE(double_backward, GaussianDoubleBackward)
 
 }  // namespace
 
-extern const GaussianKernels gaussian_kernels{forward_any, pair_any, backward_any, pair_backward_any};
+extern const GaussianKernels gaussian_kernels{forward_any, pair_any, backward_any, pair_backward_any, double_backward_any};
 
 }  // namespace GENMOD_ISA
 }  // namespace genmod

@@ -40,11 +40,19 @@ struct GaussianBackward {
   int64_t out_cols, other_out_cols;  // the rows of the outputs, as `cols` is of the inputs
 };
 
+// What backward returned, differentiated: `other_mean` and `other_logvar` are what arrives at its two gradients.
+struct GaussianDoubleBackward : GaussianBackward {
+  void* d_grad_z;   // dense, or null
+  void* d_grad_kl;  // per element in the accumulation type, or null
+  double* sums;     // of the same, or null
+};
+
 struct GaussianKernels {
   void (*forward)(const GaussianForward&, int64_t first_chunk, int64_t last_chunk);
   void (*kl_pair)(const GaussianForward&, int64_t first_chunk, int64_t last_chunk);
   void (*backward)(const GaussianBackward&, int64_t first_chunk, int64_t last_chunk);
   void (*kl_pair_backward)(const GaussianBackward&, int64_t first_chunk, int64_t last_chunk);
+  void (*double_backward)(const GaussianDoubleBackward&, int64_t first_chunk, int64_t last_chunk);
 };
 
 GENMOD_DECLARE(GaussianKernels, gaussian_kernels)

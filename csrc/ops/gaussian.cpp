@@ -80,31 +80,72 @@ std::tuple<Tensor, Tensor> sample_kl(const Tensor& mean, const std::optional<Ten
   return {z, kl.out};
 }
 
+// The gradients that came in, handed to a kernel, with the noise that belongs to the sample's; keeps what had to be copied.
+struct Incoming {
+  std::optional<Tensor> z;
+  std::optional<LossGrad> kl;
+  Incoming(GaussianBackward& p, const Gaussian& g, const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl, const Noise& eps,
+           const std::optional<Tensor>& seed, const std::string& reduction) {
+    STD_TORCH_CHECK(grad_z || grad_kl, "genmod: backward without a gradient");
+    if (grad_z) {
+      eps.set(p, seed);
+      STD_TORCH_CHECK(has_sizes(*grad_z, g.mean.sizes) && dtype_of(*grad_z) == g.dtype, "genmod: the gradient of z must have its shape and dtype");
+      z = densified(*grad_z, g.format);
+      p.grad_z = z->const_data_ptr();
+    }
+    if (grad_kl) kl = set_grad_kl(p, *grad_kl, reduction, g);
+  }
+};
+
+// Where the gradients of a Gaussian go.
+void set_outputs(GaussianBackward& p, const GaussianGrad& grad) {
+  p.d_mean = {grad.mean, grad.stride};
+  p.d_logvar = {grad.logvar, grad.stride};
+  p.out_cols = grad.cols;
+}
+
 std::tuple<Tensor, Tensor> sample_kl_backward(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl, const Tensor& mean,
                                               const std::optional<Tensor>& logvar, const std::optional<Tensor>& noise, const std::optional<Tensor>& seed,
                                               double free_bits, const std::string& reduction, const std::string& clamp, int64_t wanted) {
-  STD_TORCH_CHECK(grad_z || grad_kl, "genmod: backward without a gradient");
   const Gaussian g(mean, logvar);
   const Noise eps(noise, g);
   GaussianBackward p{};
   const CommonRows rows = set_inputs(p, g);
   p.clamp = parse_clamp(clamp);
   p.free_bits = free_bits;
-  std::optional<Tensor> gz;
-  std::optional<LossGrad> gkl;
-  if (grad_z) {
-    eps.set(p, seed);
-    STD_TORCH_CHECK(has_sizes(*grad_z, g.mean.sizes) && dtype_of(*grad_z) == g.dtype, "genmod: the gradient of z must have its shape and dtype");
-    gz = densified(*grad_z, g.format);
-    p.grad_z = gz->const_data_ptr();
-  }
-  if (grad_kl) gkl = set_grad_kl(p, *grad_kl, reduction, g);
+  const Incoming incoming(p, g, grad_z, grad_kl, eps, seed, reduction);
   const GaussianGrad grad(g, wanted & 1, wanted & 2);
-  p.d_mean = {grad.mean, grad.stride};
-  p.d_logvar = {grad.logvar, grad.stride};
-  p.out_cols = grad.cols;
+  set_outputs(p, grad);
   run(GENMOD_SELECT(gaussian_kernels).backward, p);
   return {grad.first, grad.second};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> sample_kl_double_backward(const Tensor& to_mean, const std::optional<Tensor>& to_logvar, const std::optional<Tensor>& grad_z,
+                                                                     const std::optional<Tensor>& grad_kl, const Tensor& mean, const std::optional<Tensor>& logvar,
+                                                                     const std::optional<Tensor>& noise, const std::optional<Tensor>& seed, double free_bits,
+                                                                     const std::string& reduction, const std::string& clamp, int64_t wanted) {
+  const Gaussian g(mean, logvar);
+  const std::optional<Gaussian> arriving = second_gaussian(g, to_mean, to_logvar);
+  const Noise eps(noise, g);
+  GaussianDoubleBackward p{};
+  const CommonRows rows = set_inputs(p, g, arriving);
+  p.clamp = parse_clamp(clamp);
+  p.free_bits = free_bits;
+  const Incoming incoming(p, g, grad_z, grad_kl, eps, seed, reduction);
+  const GaussianGrad grad(g, wanted & 4, wanted & 8);
+  set_outputs(p, grad);
+  const ScalarType type = mean.scalar_type();
+  Tensor d_grad_z = wanted & 1 ? empty(g.mean.sizes, mean, type, g.format) : empty({0}, mean, type);
+  if (wanted & 1) p.d_grad_z = d_grad_z.mutable_data_ptr();
+  std::optional<Loss> of_kl;
+  if (wanted & 2) {
+    of_kl.emplace(g.mean, g.format, reduction);
+    p.d_grad_kl = of_kl->elements;
+    p.sums = of_kl->sums_or_null();
+  }
+  run(GENMOD_SELECT(gaussian_kernels).double_backward, p);
+  if (of_kl) of_kl->finish();
+  return {d_grad_z, of_kl ? of_kl->out : empty({0}, mean, type), grad.first, grad.second};
 }
 
 std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad, const Tensor& mean, const std::optional<Tensor>& logvar,
@@ -137,9 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
   p.free_bits = free_bits;
   const LossGrad incoming = set_grad_kl(p, grad, reduction, g);
   const GaussianGrad first(g, wanted & 1, wanted & 2), second(other ? *other : g, other && (wanted & 4), other && (wanted & 8));
-  p.d_mean = {first.mean, first.stride};
-  p.d_logvar = {first.logvar, first.stride};
-  p.out_cols = first.cols;
+  set_outputs(p, first);
   p.d_other_mean = {second.mean, second.stride};
   p.d_other_logvar = {second.logvar, second.stride};
   p.other_out_cols = second.cols;
@@ -157,4 +196,5 @@ STABLE_TORCH_LIBRARY_IMPL(genmod, CPU, m) {
   m.impl("gaussian_kl_backward", GENMOD_BOX(&genmod::gaussian_kl_backward));
   m.impl("sample_kl", GENMOD_BOX(&genmod::sample_kl));
   m.impl("sample_kl_backward", GENMOD_BOX(&genmod::sample_kl_backward));
+  m.impl("sample_kl_double_backward", GENMOD_BOX(&genmod::sample_kl_double_backward));
 }

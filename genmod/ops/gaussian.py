@@ -227,6 +227,15 @@ def _sample_kl_backward_fake(grad_z, grad_kl, mean, logvar, noise, seed, free_bi
     return layout.empty_gradients(mean, logvar, wanted)[0]
 
 
+def _sample_kl_double_backward_fake(
+    to_mean, to_logvar, grad_z, grad_kl, mean, logvar, noise, seed, free_bits, reduction, clamp, wanted
+):
+    view = layout.split(mean, logvar)[0]
+    d_grad_z = layout.empty_output(view) if wanted & 1 else mean.new_empty(0)
+    d_grad_kl = empty_loss(view, reduction) if wanted & 2 else mean.new_empty(0)
+    return d_grad_z, d_grad_kl, *layout.empty_gradients(mean, logvar, wanted >> 2)[0]
+
+
 define(
     "gaussian",
     "reparameterize(Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, str clamp) -> Tensor",
@@ -261,6 +270,13 @@ define(
     "sample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mean, Tensor? logvar, Tensor? noise, Tensor? seed, "
     "float free_bits, str reduction, str clamp, int wanted) -> (Tensor, Tensor)",
     _sample_kl_backward_fake,
+)
+define(
+    "gaussian",
+    "sample_kl_double_backward(Tensor to_mean, Tensor? to_logvar, Tensor? grad_z, Tensor? grad_kl, Tensor mean, "
+    "Tensor? logvar, Tensor? noise, Tensor? seed, float free_bits, str reduction, str clamp, int wanted) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _sample_kl_double_backward_fake,
 )
 
 
@@ -311,7 +327,7 @@ def _draw(first: int, inputs: list[Any]) -> list[Any]:
     """The inputs of a backward op with the noise in place of its seed, drawn by a kernel: in plain PyTorch that takes
     longer than all the rest. `first` is the place of the mean, behind which logvar, noise and seed stand."""
     mean, logvar, _, seed = inputs[first : first + 4]
-    if seed is None or inputs[0] is None:  # without a gradient of the sample nobody looks at the noise
+    if seed is None or inputs[max(first - 2, 0)] is None:  # without a gradient of the sample nobody looks at the noise
         return inputs
     view = layout.split(mean, logvar)[0]
     nothing = layout.empty_output(view, torch.float64 if view.dtype == torch.float64 else torch.float32).zero_()
@@ -319,9 +335,62 @@ def _draw(first: int, inputs: list[Any]) -> list[Any]:
     return [*inputs[: first + 2], noise, None, *inputs[first + 4 :]]
 
 
+def _double_backward(grad_z, grad_kl, mean, logvar, rest, arriving, needed):
+    """Gradients of `grad_z`, `grad_kl`, mean and logvar from what arrives at those that a backward op returned; None
+    for one that is not needed, or does not depend on it."""
+    # A gradient that was not wanted is an empty tensor, and so may be what arrives at it.
+    to_mean, to_logvar = (
+        a if a is not None and of is not None and a.shape == of.shape else None
+        for a, of in zip(arriving, (mean, logvar), strict=True)
+    )
+    if to_mean is None and to_logvar is None:
+        return (None,) * 4
+    nothing = mean.new_zeros(()).expand(mean.shape)
+    to_mean = nothing if to_mean is None else to_mean
+    to_logvar = nothing if to_logvar is None and logvar is not None else to_logvar
+    needs_grad_z, needs_grad_kl, needs_mean, needs_logvar = needed
+    if grad_kl is None and logvar is not None:
+        needs_mean = False  # the sample is linear in its mean
+    wanted = _wanted((needs_grad_z, needs_grad_kl, needs_mean, needs_logvar))
+    if not wanted:
+        return (None,) * 4
+    made = _sample_kl_double_backward(to_mean, to_logvar, grad_z, grad_kl, mean, logvar, *rest, wanted)
+    return _only(wanted, *made)
+
+
+def _sample_kl_double_vjp(ctx, *arriving):
+    grad_z, grad_kl, mean, logvar, noise, seed = ctx.saved_tensors[:6]
+    options = (noise, seed, *ctx.rest[6:-1])
+    made = _double_backward(grad_z, grad_kl, mean, logvar, options, arriving, ctx.needs_input_grad[:4])
+    return *made, *(None,) * 6
+
+
+def _reparameterize_double_vjp(ctx, *arriving):
+    grad, mean, logvar, noise, seed = ctx.saved_tensors[:5]
+    needs_grad, *needs = ctx.needs_input_grad[:3]
+    options = (noise, seed, 0.0, "sum", ctx.rest[5])
+    d_grad, _, *made = _double_backward(grad, None, mean, logvar, options, arriving, (needs_grad, False, *needs))
+    return d_grad, *made, *(None,) * 4
+
+
+def _gaussian_kl_double_vjp(ctx, *arriving):
+    grad, mean, logvar, other_mean = ctx.saved_tensors[:4]
+    if other_mean is not None:
+        return None
+    options = (None, None, *ctx.rest[5:-1])
+    needed = (False, *ctx.needs_input_grad[:3])
+    _, *made = _double_backward(None, grad, mean, logvar, options, arriving[:2], needed)
+    return *made, *(None,) * 6
+
+
 _reparameterize = differentiate("reparameterize", _save, _reparameterize_vjp)
 _gaussian_kl = differentiate("gaussian_kl", _save, _gaussian_kl_vjp)
 _sample_kl = differentiate("sample_kl", _save, _sample_kl_vjp)
-_reparameterize_backward = differentiate_backward("reparameterize_backward", prepare=functools.partial(_draw, 1))
-_gaussian_kl_backward = differentiate_backward("gaussian_kl_backward")
-_sample_kl_backward = differentiate_backward("sample_kl_backward", prepare=functools.partial(_draw, 2))
+_reparameterize_backward = differentiate_backward(
+    "reparameterize_backward", _reparameterize_double_vjp, prepare=functools.partial(_draw, 1)
+)
+_gaussian_kl_backward = differentiate_backward("gaussian_kl_backward", _gaussian_kl_double_vjp)
+_sample_kl_backward = differentiate_backward(
+    "sample_kl_backward", _sample_kl_double_vjp, prepare=functools.partial(_draw, 2)
+)
+_sample_kl_double_backward = differentiate_backward("sample_kl_double_backward", prepare=functools.partial(_draw, 4))

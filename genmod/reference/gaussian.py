@@ -150,6 +150,12 @@ def sample_kl(
 #     d mean'   = -g delta p            d logvar' = -s'/2 g (expm1(l - l') + delta^2 p)
 
 
+# What arrives at these two, u at d mean and v at d logvar, goes back by
+#     g_z: u + v s/2 e^(l/2) noise          mean:   u g
+#     g:   u mean + v s/2 expm1(l)          logvar: v/2 (s' (g_z e^(l/2) noise + g expm1(l))
+#                                                        + s^2 (g_z e^(l/2) noise / 2 + g e^l))
+
+
 def _clamp_slope(logvar: Tensor, clamp: str) -> Tensor:
     """The derivative of :func:`clamp_logvar`."""
     if clamp == "hard":
@@ -158,6 +164,16 @@ def _clamp_slope(logvar: Tensor, clamp: str) -> Tensor:
         upper = LOGVAR_MAX - _softplus(LOGVAR_MAX - logvar)
         return torch.sigmoid(LOGVAR_MAX - logvar) * torch.sigmoid(upper - LOGVAR_MIN)
     return torch.ones_like(logvar)
+
+
+def _clamp_curvature(logvar: Tensor, clamp: str) -> Tensor:
+    """The second derivative of :func:`clamp_logvar`."""
+    if clamp != "soft":
+        return torch.zeros_like(logvar)
+    upper = LOGVAR_MAX - _softplus(LOGVAR_MAX - logvar)
+    a, b = torch.sigmoid(LOGVAR_MAX - logvar), torch.sigmoid(upper - LOGVAR_MIN)
+    # The complements by themselves: near the prior they are far below what 1 - a rounds to.
+    return a * b * (a * torch.sigmoid(LOGVAR_MIN - upper) - torch.sigmoid(logvar - LOGVAR_MAX))
 
 
 def _spread(grad_kl: Tensor, kl: Tensor, free_bits: float, reduction: str) -> Tensor:
@@ -205,6 +221,47 @@ def sample_kl_backward(
         grad = widen(grad_z)
         d_mean, d_logvar = d_mean + grad, d_logvar + grad * (0.5 * lv).exp() * draw_noise(view, noise, seed)
     return _gradients(mean, logvar, d_mean, 0.5 * _clamp_slope(raw, clamp) * d_logvar, wanted, view)
+
+
+def sample_kl_double_backward(
+    to_mean: Tensor,
+    to_logvar: Tensor | None,
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mean: Tensor,
+    logvar: Tensor | None,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    free_bits: float,
+    reduction: str,
+    clamp: str,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `grad_z`, `grad_kl`, mean and logvar from those of what :func:`sample_kl_backward` returned. Bit i
+    of `wanted` asks for gradient i."""
+    view, raw = layout.split(mean, logvar)
+    u, v = (widen(t) for t in layout.split(to_mean, to_logvar))
+    m, raw = widen(view), widen(raw)
+    lv, slope, curvature = clamp_logvar(raw, clamp), _clamp_slope(raw, clamp), _clamp_curvature(raw, clamp)
+    once, twice, d_mean = torch.zeros_like(lv), torch.zeros_like(lv), torch.zeros_like(m)
+    d_grad_z = d_grad_kl = mean.new_empty(0)
+    if grad_kl is not None:
+        growth = torch.expm1(lv)
+        kl = 0.5 * (growth - lv + m.square())
+        grad = _spread(grad_kl, kl, free_bits, reduction)
+        d_mean, once, twice = u * grad, grad * growth, grad * (growth + 1)
+        if wanted & 2:
+            back = u * m + 0.5 * slope * v * growth
+            d_grad_kl = reductions.reduce(torch.where(kl <= free_bits, 0.0, back) if free_bits > 0 else back, reduction)
+            d_grad_kl = _as_output(d_grad_kl, mean, logvar) if reduction == "none" else d_grad_kl
+    if grad_z is not None:
+        spread = (0.5 * lv).exp() * draw_noise(view, noise, seed)
+        moved = widen(grad_z) * spread
+        once, twice = once + moved, twice + 0.5 * moved
+        if wanted & 1:
+            d_grad_z = _as_output((u + 0.5 * slope * v * spread).to(mean.dtype), mean, logvar)
+    d_logvar = 0.5 * v * (curvature * once + slope.square() * twice)
+    return d_grad_z, d_grad_kl, *_gradients(mean, logvar, d_mean, d_logvar, wanted >> 2, view)
 
 
 def reparameterize_backward(

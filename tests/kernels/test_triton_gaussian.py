@@ -346,6 +346,76 @@ def test_incoming_gradients_of_any_layout() -> None:
         assert_close(gradient, expected, 8e-6)
 
 
+# --- Second derivatives.
+
+
+def check_double_backward(
+    mean: Tensor,
+    logvar: Tensor | None,
+    *,
+    seeded: bool = False,
+    free_bits: float = 0.0,
+    reduction: str = "batchmean",
+    clamp: str = "none",
+    grads: str = "zk",
+) -> None:
+    """sample_kl_double_backward against autograd of the oracle's gradients."""
+    view = halves(mean, logvar)[0]
+    noise = None if seeded else draw(*view.shape, dtype=view.dtype)
+    eps = stream(torch.empty_like(view)) if noise is None else noise.double()
+    oracle = Oracle([mean, logvar, None, None], eps, free_bits, reduction, clamp)
+    wide = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    grad_z = draw(*view.shape, dtype=view.dtype) if "z" in grads else None
+    grad_kl = draw(*oracle.kl.shape, dtype=wide) if "k" in grads else None
+    arriving = [None if t is None else draw(*t.shape, dtype=t.dtype) for t in (mean, logvar)]
+
+    came_in = [None if g is None else g.double().requires_grad_() for g in (grad_z, grad_kl)]
+    pairs = [(y, g) for y, g in zip((oracle.z, oracle.kl), came_in, strict=True) if g is not None]
+    leaves = [t for t in oracle.inputs if t is not None]
+    outputs, given = zip(*pairs, strict=True)
+    first = torch.autograd.grad(outputs, leaves, given, create_graph=True, allow_unused=True, materialize_grads=True)
+    weighed = sum((d * a.double()).sum() for d, a in zip(first, (a for a in arriving if a is not None), strict=True))
+    sources = [*came_in, *oracle.inputs[:2]]
+    asked = [t for t in sources if t is not None]
+    found = iter(torch.autograd.grad(weighed, asked, allow_unused=True, materialize_grads=True))
+
+    random = (noise, seed_tensor() if seeded else None)
+    wanted = sum(1 << bit for bit, t in enumerate(sources) if t is not None)
+    options = (free_bits, reduction, clamp, wanted)
+    got = gaussian.sample_kl_double_backward(*arriving, grad_z, grad_kl, mean, logvar, *random, *options)
+    atol = 2e-5 if seeded or mean.dtype != torch.float64 else 1e-12
+    for source, gradient in zip(sources, got, strict=True):
+        if source is None:
+            assert gradient.shape == (0,)
+        else:
+            assert_close(gradient, next(found), atol)
+
+
+@pytest.mark.parametrize("clamp", ["none", "hard", "soft"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_derivatives(dtype: torch.dtype, clamp: str) -> None:
+    spread = 1.0 if clamp == "none" else 9.0
+    for grads in ("z", "k", "zk"):
+        check_double_backward(
+            draw(3, 37, dtype=dtype), draw(3, 37, dtype=dtype, spread=spread).clamp(max=8.0), clamp=clamp, grads=grads
+        )
+    soft = draw(2, 70, dtype=dtype)
+    soft[:, 35:] = torch.linspace(-33, 3, 35, dtype=dtype)
+    check_double_backward(soft, None, clamp=clamp)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_second_derivatives_of_each_reduction(reduction: str) -> None:
+    check_double_backward(draw(3, 37), draw(3, 37), reduction=reduction, free_bits=0.4)
+    check_double_backward(draw(3, 70), None, reduction=reduction, seeded=True)
+
+
+def test_second_derivatives_in_half_precision_and_channels_last() -> None:
+    check_double_backward(draw(2, 8, 3, 5, dtype=torch.bfloat16), None, seeded=True, reduction="batch")
+    images = [draw(2, 3, 5, 7).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+    check_double_backward(*images, seeded=True, reduction="none")
+
+
 # --- What is asked for, and what is not.
 
 
