@@ -61,12 +61,13 @@ def case(
     dtype: torch.dtype,
     *,
     compiled: bool = True,
+    autotuned: bool = False,
     cold: bool = False,
 ) -> Case:
     """One op on one workload in one mode.
 
-    Contenders: eager, torch.compile (on a GPU also with max-autotune, which tunes nothing but matrix products on a
-    CPU), genmod, each other backend of genmod that runs here, and the installed peers that compute the same.
+    Contenders: eager, torch.compile, the same with max-autotune (on a GPU, and where it is asked for), genmod, each
+    other backend of genmod that runs here, and the installed peers that compute the same.
     """
     torch.manual_seed(0)
     samples, theirs, not_raced, others = _prepared(spec, workload, device, dtype, cold)
@@ -76,7 +77,7 @@ def case(
     functions = {"eager": spec.eager, "genmod": spec.public, **theirs}
     if compiled and mode != "double backward":  # torch.compile raises for a backward of a backward
         functions["compile"] = _compiled(spec.eager)
-        if device.type == "cuda":
+        if autotuned or device.type == "cuda":
             functions["compile:max-autotune"] = _compiled(spec.eager, mode="max-autotune-no-cudagraphs")
     turn = itertools.count()
     calls = {name: _call(function, spec, samples, mode, turn) for name, function in functions.items()}

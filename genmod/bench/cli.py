@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--rounds", type=int, help="timed rounds per case (default: the suite's; at least 5)")
     parser.add_argument("--cold", action="store_true", help="each call gets inputs that have left the last-level cache")
+    parser.add_argument(
+        "--max-autotune", action="store_true", help="ops beside torch.compile's max-autotune on a CPU too"
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--scale", choices=scaling.AXIS_NAMES, help="time and memory as this size grows, instead of a suite"

@@ -58,7 +58,8 @@ def make(
     need("pytest_benchmark", "bench")
     from genmod.bench import session  # pytest is needed by suites alone
 
-    plan = session.Plan(name, suite, tuple(chosen), device, dtype, args.workload, args.cold, result["machine"])
+    options = {"cold": args.cold, "autotuned": args.max_autotune, "machine": result["machine"]}
+    plan = session.Plan(name, suite, tuple(chosen), device, dtype, args.workload, **options)
     return result | session.run(plan, progress._replace(row=add), args.pytest)
 
 

@@ -44,6 +44,7 @@ class Plan:
         device, dtype: where, and in what.
         workload: only workloads and steps whose name contains this.
         cold: whether each call gets inputs that have left the cache.
+        autotuned: whether torch.compile takes part with max-autotune too; on a GPU it does in any case.
         machine: what the results say that they were measured on.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     dtype: torch.dtype
     workload: str = ""
     cold: bool = False
+    autotuned: bool = False
     machine: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def ops(self) -> list[tuple[OpSpec, Workload, str]]:
@@ -167,8 +169,8 @@ class _Session:
         plan = self.plan
 
         def make(spec: OpSpec, workload: Workload, mode: str) -> cases.Case:
-            compiled = mode in plan.suite.compiled
-            return cases.case(spec, workload, mode, plan.device, plan.dtype, compiled=compiled, cold=plan.cold)
+            options = {"compiled": mode in plan.suite.compiled, "autotuned": plan.autotuned, "cold": plan.cold}
+            return cases.case(spec, workload, mode, plan.device, plan.dtype, **options)
 
         return make
 

@@ -102,6 +102,13 @@ def test_disabled_benchmarks_run_untimed(tmp_path, monkeypatch):
     assert called == [1]
 
 
+def test_max_autotune_where_it_is_asked_for(tmp_path):
+    file = tmp_path / "result.json"
+    assert bench(*SHORT, "--mode", "forward+backward", "--max-autotune", "--json", str(file)) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert {"compile", "compile:max-autotune"} <= row["median_seconds"].keys()
+
+
 def test_others_go_on_where_one_case_fails(tmp_path, monkeypatch, capsys):
     measured = runner.run
 
