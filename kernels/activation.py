@@ -53,6 +53,25 @@ def slope(z, negative_slope, NAME: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
+def curvature(z, NAME: tl.constexpr, FAST: tl.constexpr):
+    """The second derivative of `activate` at `z`. A kink has none."""
+    if NAME == "silu":
+        s, rest = _sigmoid(z, FAST), _sigmoid(-z, FAST)
+        d = s * rest * (2.0 + z * (rest - s))
+    elif NAME == "gelu":
+        d = 0.3989422804014327 * _exp(-0.5 * z * z, FAST) * (2.0 - z * z)
+    elif NAME == "tanh":
+        t, once = _tanh_and_slope(z, FAST)
+        d = -2.0 * t * once
+    elif NAME == "sigmoid":
+        s, rest = _sigmoid(z, FAST), _sigmoid(-z, FAST)
+        d = s * rest * (rest - s)
+    else:
+        d = tl.zeros_like(z)
+    return d
+
+
+@triton.jit
 def _exp(x, FAST: tl.constexpr):
     if FAST:
         e = tl.exp(x)

@@ -2,7 +2,8 @@
 
 The functions have the names, arguments and results of the dispatcher's ops. For the maths see
 genmod/reference/norm_act.py; for how a kernel finds its elements, kernels/planes.py. The kernels are in
-kernels/norm_statistics.py, kernels/norm_elements.py, kernels/norm_sums.py and kernels/bias_act.py.
+kernels/norm_statistics.py, kernels/norm_elements.py, kernels/norm_sums.py, kernels/bias_act.py and
+kernels/norm_double_backward.py.
 
 Everything that is summed over space is summed per sample and channel, in chunks, by as many programs as fill the GPU
 even for one sample; a second kernel adds the chunks, and channels or samples, in a fixed order. From the mean and the
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from genmod import layout
 from genmod.kernels import bias_act as _bias_act
+from genmod.kernels import norm_double_backward as _double_backward
 from genmod.kernels.bias_act import bias_act, bias_act_backward
 from genmod.kernels.launch import launch
+from genmod.kernels.norm_double_backward import norm_act_double_backward
 from genmod.kernels.norm_elements import gradient_input, gradient_sums, normalisation_arguments, normalise
 from genmod.kernels.norm_shared import (
     activation_options,
@@ -43,6 +46,7 @@ __all__ = [
     "group_norm_act",
     "group_norm_act_backward",
     "group_norm_act_biased",
+    "norm_act_double_backward",
 ]
 
 
@@ -294,4 +298,5 @@ COMPILE_CASES = {
     "batch_norm_act_backward, float16, evaluation": _case(
         batch_norm_act_backward, torch.float16, training=False, activation="sigmoid"
     ),
-} | _bias_act.CASES
+}
+COMPILE_CASES |= _bias_act.CASES | _double_backward.CASES

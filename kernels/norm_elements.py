@@ -16,7 +16,7 @@ from genmod.kernels.rows import load, store
 
 
 @triton.jit
-def _affine(
+def affine(
     sample, channel, channels, group, mean, rest, spread, weight, bias, scale, shift, scale_stride, shift_stride,
     eps, dtype: tl.constexpr, PER_SAMPLE: tl.constexpr, VARIANCE: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +69,7 @@ def normalise(
     value = total_at(x, residual, total, at, inside, bias_of(x_bias, channel, channel < channels)[:, None])
     if total is not None:
         store(total, at, value, inside)
-    _, m, r, rho, factor, offset = _affine(
+    _, m, r, rho, factor, offset = affine(
         sample, channel, channels, group, mean, rest, spread, weight, bias, scale, shift, scale_stride, shift_stride,
         eps, value.dtype, PER_SAMPLE, VARIANCE,
     )  # fmt: skip
@@ -99,7 +99,7 @@ def gradient_sums(
     first = chunk * (steps * BLOCK_P)
     last = tl.minimum(first + steps * BLOCK_P, space)
     known = channel < channels
-    _, m, r, rho, factor, offset = _affine(
+    _, m, r, rho, factor, offset = affine(
         sample, channel, channels, group, mean, rest, spread, weight, bias, scale, shift, scale_stride, shift_stride,
         eps, sums.dtype.element_ty, PER_SAMPLE, VARIANCE,
     )  # fmt: skip
@@ -132,7 +132,7 @@ def gradient_input(
     inside = known[:, None] & (position < space)[None, :]
     at = offsets(sample, channel[:, None], position[None, :], channels, space, CHANNELS_LAST)
     dtype = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    unit, m, r, rho, factor, offset = _affine(
+    unit, m, r, rho, factor, offset = affine(
         sample, channel, channels, group, mean, rest, spread, weight, bias, scale, shift, scale_stride, shift_stride,
         eps, dtype, PER_SAMPLE, VARIANCE,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from genmod.kernels.planes import SIZES as _PLANES
 from genmod.kernels.planes import Cut, View
 
 #: Sizes and strides, which kernels are not specialised for.
-SIZES = [*_PLANES, "group", "members", "chunk", "channels", "samples", "scale_stride", "shift_stride"]
+SIZES = [*_PLANES, "group", "members", "chunk", "channels", "samples", "scale_stride", "shift_stride", "sums_stride"]
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

@@ -69,6 +69,24 @@ template <Activation F, class A> GENMOD_INLINE A activation_slope(A z, A negativ
   return 1;
 }
 
+// The second derivative. A kink has none.
+template <Activation F, class A> GENMOD_INLINE A activation_curvature(A z) {
+  if constexpr (F == Activation::silu) {
+    const A s = sigmoid_of(z), rest = sigmoid_of(-z);
+    return s * rest * (2 + z * (rest - s));
+  }
+  if constexpr (F == Activation::gelu) return normal_at(z).density * (2 - z * z);
+  if constexpr (F == Activation::tanh) {
+    const A e = exp_parts(z > 0 ? -2 * z : 2 * z).exp;
+    return -2 * tanh_of(z) * (4 * e / ((1 + e) * (1 + e)));
+  }
+  if constexpr (F == Activation::sigmoid) {
+    const A s = sigmoid_of(z), rest = sigmoid_of(-z);
+    return s * rest * (rest - s);
+  }
+  return 0;
+}
+
 // Make<F>::function for the activation named at run time.
 template <template <Activation> class Make> static auto function_for(Activation a) {
   switch (a) {

@@ -13,14 +13,13 @@ several times what the kernel does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genmod import backends, gate
-from genmod.ops._through_reference import PerSample, gradients, gradients_by_sample, pieces_of
 
 LIBRARY = torch.library.Library("genmod", "DEF")
 
@@ -171,7 +170,6 @@ def differentiate_backward(
     double_backward: Callable[..., Any] | None = None,
     *,
     prepare: Callable[[list[Any]], list[Any]] = lambda inputs: inputs,
-    per_sample: PerSample | None = None,
 ) -> Callable[..., Any]:
     """Register autograd for a backward op, the vector-Jacobian product of its reference; return what to call.
 
@@ -182,8 +180,6 @@ def differentiate_backward(
             their places, and `ctx.rest` the others.
         prepare: gives the reference other inputs that come to the same and cost less. None may have become another that
             needs a gradient.
-        per_sample: of an op that treats each sample by itself, what has a batch, so that a few samples can be taken at
-            a time.
     """
     reference = backends.implementation("reference", op)
 
@@ -198,12 +194,31 @@ def differentiate_backward(
             if made is not None:
                 return made
         inputs = [rest if t is None else t for t, rest in zip(ctx.saved_tensors, ctx.rest, strict=True)]
-        pieces = pieces_of(inputs, per_sample) if per_sample is not None and not further else []
         with torch.enable_grad():
-            if per_sample is not None and len(pieces) > 1:
-                return tuple(gradients_by_sample(reference, inputs, ctx.needs_input_grad, grads, per_sample, pieces))
             # Aliases, so that one input's gradient does not flow on through another that was computed from it.
             aliases = [v.view_as(v) if isinstance(v, Tensor) else v for v in inputs]
-            return tuple(gradients(reference, prepare(aliases), ctx.needs_input_grad, grads, further))
+            return tuple(_gradients(reference, prepare(aliases), ctx.needs_input_grad, grads, further))
 
     return differentiate(op, save, backward)
+
+
+def _gradients(
+    reference: Callable[..., Any],
+    inputs: Sequence[Any],
+    wanted: Sequence[bool],
+    incoming: Sequence[Tensor | None],
+    further: bool,
+) -> list[Tensor | None]:
+    """The gradient of each input that wants one; differentiable in turn if `further`."""
+    results: list[Tensor | None] = [None] * len(inputs)
+    outputs = reference(*inputs)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    known = [(o, g) for o, g in zip(outputs, incoming, strict=True) if g is not None and o.requires_grad]
+    places = [i for i, value in enumerate(inputs) if isinstance(value, Tensor) and wanted[i]]
+    if known and places:
+        outputs, arriving = zip(*known, strict=True)
+        leaves = [inputs[i] for i in places]
+        found = torch.autograd.grad(outputs, leaves, arriving, create_graph=further, allow_unused=True)
+        for i, grad in zip(places, found, strict=True):
+            results[i] = grad
+    return results

@@ -18,7 +18,6 @@ from torch import Tensor
 from genmod import backends, layout
 from genmod.ops import _checks, _stock_norms
 from genmod.ops._library import define, differentiate, differentiate_backward
-from genmod.ops._through_reference import PerSample
 from genmod.reference import activation as activations
 from genmod.reference import norm_act as reference
 
@@ -383,6 +382,14 @@ def _batch_norm_act_backward_fake(
     return _gradients_like(x, (weight, bias), wanted)
 
 
+def _norm_act_double_backward_fake(
+    to_x, to_weight, to_bias, to_scale, to_shift, grad, x, weight, bias, scale, shift, *options
+):
+    wanted = options[-1]
+    d_grad = layout.empty_output(x) if wanted & 1 else x.new_empty(0)
+    return d_grad, *_gradients_like(x, (weight, bias, scale, shift), wanted >> 1)
+
+
 def _bias_act_fake(x, bias, activation, negative_slope, gain, clamp):
     return layout.empty_output(x)
 
@@ -424,6 +431,14 @@ define(
     "Tensor var, bool training, float eps, str activation, float negative_slope, int wanted) "
     "-> (Tensor, Tensor, Tensor)",
     _batch_norm_act_backward_fake,
+)
+define(
+    "norm_act",
+    "norm_act_double_backward(Tensor? to_x, Tensor? to_weight, Tensor? to_bias, Tensor? to_scale, Tensor? to_shift, "
+    "Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor mean, Tensor rstd, "
+    "str over, int num_groups, float eps, str activation, float negative_slope, int wanted) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _norm_act_double_backward_fake,
 )
 define(
     "norm_act",
@@ -534,15 +549,48 @@ def _bias_act_double_backward(ctx, to_x, to_bias):
     return d_grad, *(None,) * 7
 
 
+def _double_backward(arriving, grad, x, parameters, statistics, options, needed):
+    """Gradients of `grad`, x and the parameters from what arrives at those that a backward op returned, or None for
+    each where nothing does."""
+    # A gradient that was not wanted is an empty tensor, and so may be what arrives at it.
+    arrived = [
+        a if a is not None and of is not None and a.shape == of.shape else None
+        for a, of in zip(arriving, (x, *parameters), strict=True)
+    ]
+    wanted = _wanted(*needed)
+    if not wanted or all(a is None for a in arrived):
+        return [None] * 6
+    return _only(wanted, _norm_act_double_backward(*arrived, grad, x, *parameters, *statistics, *options, wanted))
+
+
+def _group_norm_double_vjp(ctx, *arriving):
+    grad, _, x, *parameters, mean, rstd = ctx.saved_tensors[:9]
+    need_grad, need_sum, *needs = ctx.needs_input_grad[:7]
+    num_groups, *rest = ctx.rest[9:-1]
+    options = ("group", num_groups, *rest)
+    made = _double_backward(arriving, grad, x, parameters, (mean, rstd), options, (need_grad, *needs))
+    return made[0], arriving[0] if need_sum else None, *made[1:], *(None,) * 7
+
+
+def _batch_norm_double_vjp(ctx, *arriving):
+    grad, _, x, weight, bias, mean, var = ctx.saved_tensors[:7]
+    need_grad, need_sum, *needs = ctx.needs_input_grad[:5]
+    training, eps, *rest = ctx.rest[7:-1]
+    statistics = mean, (var.to(_wide_dtype(x)) + eps).rsqrt()
+    options = ("batch" if training else "nothing", 1, eps, *rest)
+    parameters = (weight, bias, None, None)
+    arriving = (*arriving, None, None)
+    made = _double_backward(arriving, grad, x, parameters, statistics, options, (need_grad, *needs, False, False))
+    return made[0], arriving[0] if need_sum else None, *made[1:4], *(None,) * 7
+
+
 _group_norm_act = differentiate("group_norm_act", _group_norm_save, _group_norm_vjp, keeps_outputs=True)
 _group_norm_act_biased = differentiate("group_norm_act_biased", _biased_save, _biased_vjp, keeps_outputs=True)
 _batch_norm_act = differentiate("batch_norm_act", _batch_norm_save, _batch_norm_vjp, keeps_outputs=True)
 _bias_act = differentiate("bias_act", _bias_act_save, _bias_act_vjp)
-# grad, grad_sum, x, scale, shift and the statistics; the gradients of x, scale and shift
-_group_norm_act_backward = differentiate_backward(
-    "group_norm_act_backward", per_sample=PerSample((2, 0, 1, 5, 6, 7, 8), (0, 3, 4))
-)
-_batch_norm_act_backward = differentiate_backward("batch_norm_act_backward")
+_group_norm_act_backward = differentiate_backward("group_norm_act_backward", _group_norm_double_vjp)
+_batch_norm_act_backward = differentiate_backward("batch_norm_act_backward", _batch_norm_double_vjp)
+_norm_act_double_backward = differentiate_backward("norm_act_double_backward")
 _bias_act_backward = differentiate_backward("bias_act_backward", _bias_act_double_backward)
 
 

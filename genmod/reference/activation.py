@@ -52,3 +52,19 @@ def slope(name: str, z: Tensor, negative_slope: float) -> Tensor:
         return 1 - torch.tanh(z).square()
     s = torch.sigmoid(z)
     return s * (1 - s)
+
+
+def curvature(name: str, z: Tensor) -> Tensor:
+    """The second derivative of :func:`apply` at `z`; zeros where the activation is piecewise linear."""
+    if name == "silu":
+        s, rest = torch.sigmoid(z), torch.sigmoid(-z)
+        return s * rest * (2 + z * (rest - s))
+    if name == "gelu":
+        return torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi) * (2 - z.square())
+    if name == "tanh":
+        t = torch.tanh(z)
+        return -2 * t * (1 - t.square())
+    if name == "sigmoid":
+        s, rest = torch.sigmoid(z), torch.sigmoid(-z)
+        return s * rest * (rest - s)
+    return torch.zeros_like(z)

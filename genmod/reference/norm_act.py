@@ -283,6 +283,96 @@ def batch_norm_act_backward(
     return _lay_out(dx, x), *to_parameters
 
 
+# What arrives at the gradients (u at d s, and at those of the parameters) goes back. With the means [.] over what the
+# statistics are over, p = [u], q = [u h], m = [dh h], a = gamma (1 + scale), and what arrives at the parameters' as
+#     A = (1 + scale) u_gamma + u_scale gamma,    B = (1 + scale) u_beta + u_scale beta + u_shift,
+#     K = rho a (u - p - h q) + A h + B           what arrives at dz
+#     d g = K act'(z)                             Z = K g act''(z), which arrives at z
+#     W = rho (Z a + dz (A - rho a q) - rho m u)
+#     d s = W - [W] - h ([W h] + rho^2 ([u dh] - p [dh] - q m))
+# and for the parameters, with t = rho (u - p - h q) dz:
+#     d gamma = sum (1 + scale) (t + Z h) + u_scale dz h,    d beta  = sum (1 + scale) Z + u_scale dz
+#     d scale = sum gamma t + u_gamma dz h + u_beta dz + Z (h gamma + beta),    d shift = sum Z
+# Where the statistics are given, every mean is zero.
+
+
+def norm_act_double_backward(
+    to_x: Tensor | None,
+    to_weight: Tensor | None,
+    to_bias: Tensor | None,
+    to_scale: Tensor | None,
+    to_shift: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    over: str,
+    num_groups: int,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for `(grad, x, weight, bias, scale, shift)` from those of what :func:`group_norm_act_backward` (`over`
+    "group") or :func:`batch_norm_act_backward` ("batch"; "nothing": with given statistics) returned; what arrives may
+    be None. Bit i of `wanted` asks for gradient i. Statistics are computed from `x` again, if they are functions of it.
+    """
+    wide, dims = widen(x), (0, *_space(x))
+    if over == "group":
+        h, _, by_group = _normalised_by_group(wide, num_groups, eps)
+        rho = by_group.unsqueeze(2).expand(_by_group(wide, num_groups).shape).reshape(x.shape)
+    elif over == "batch":
+        h, rho, _, _ = _normalised_by_channel(wide, None, None, eps)
+    else:
+        rho = _along_channels(widen(rstd), wide)
+        h = (wide - _along_channels(widen(mean), wide)) * rho
+
+    def average(t: Tensor) -> Tensor:
+        if over == "group":
+            grouped = _by_group(t, num_groups)
+            return grouped.mean(2, keepdim=True).expand(grouped.shape).reshape(x.shape)
+        return t.mean(dims, keepdim=True) if over == "batch" else torch.zeros_like(t)
+
+    def along(p: Tensor | None, otherwise: float) -> Tensor:
+        return wide.new_full((), otherwise) if p is None else _along_channels(widen(p), wide)
+
+    gamma, beta, growth = along(weight, 1.0), along(bias, 0.0), 1 + along(scale, 0.0)
+    u_gamma, u_beta, u_scale = along(to_weight, 0.0), along(to_bias, 0.0), along(to_scale, 0.0)
+    by_h, by_one = growth * u_gamma + u_scale * gamma, growth * u_beta + u_scale * beta + along(to_shift, 0.0)
+    u = torch.zeros_like(wide) if to_x is None else widen(to_x)
+    inner, z = _modulated(h, weight, bias, scale, shift)
+    g, gain = widen(grad), gamma * growth
+    slope = act.slope(activation, z, negative_slope)
+    dz = g * slope
+    dh = dz * gain
+    p, q, m = average(u), average(u * h), average(dh * h)
+    projected = rho * (u - p - h * q)
+    arriving = gain * projected + by_h * h + by_one
+    bent = arriving * g * act.curvature(activation, z)
+
+    def of_x() -> Tensor:
+        w = rho * (bent * gain + dz * (by_h - rho * gain * q) - rho * m * u)
+        if over == "nothing":
+            return w
+        return w - average(w) - h * (average(w * h) + rho.square() * (average(u * dh) - p * average(dh) - q * m))
+
+    turned = projected * dz
+    return (
+        _lay_out(arriving * slope, x) if wanted & 1 else x.new_empty(0),
+        _lay_out(of_x(), x) if wanted & 2 else x.new_empty(0),
+        _gradient(lambda: (growth * (turned + bent * h) + u_scale * dz * h).sum(dims), weight, x, wanted, 4),
+        _gradient(lambda: (growth * bent + u_scale * dz).sum(dims), bias, x, wanted, 8),
+        _gradient(
+            lambda: _sum_over_space(gamma * turned + (u_gamma * h + u_beta) * dz + bent * inner), scale, x, wanted, 16
+        ),
+        _gradient(lambda: _sum_over_space(bent), shift, x, wanted, 32),
+    )
+
+
 # A bias alone. A clamp of infinity is none.
 
 

@@ -387,6 +387,7 @@ register(
             "group_norm_act",
             "group_norm_act_biased",
             "group_norm_act_backward",
+            "norm_act_double_backward",
             "bias_act",
             "bias_act_backward",
         ),
@@ -427,7 +428,7 @@ register(
         eager=eager_batch_norm_act,
         gradient_order=2,
         reordering=4.0,  # parameters' gradients are sums over batch and space
-        dispatcher_ops=("batch_norm_act", "batch_norm_act_backward"),
+        dispatcher_ops=("batch_norm_act", "batch_norm_act_backward", "norm_act_double_backward"),
         differentiable=(0, 3, 4, "residual"),
         samples=_batch_norm_samples,
         bad_calls=_bad_batch_norm,

@@ -293,7 +293,7 @@ register(
         public=ops.conv_transpose2d_norm_act,
         eager=eager_conv_transpose2d_norm_act,
         gradient_order=2,
-        dispatcher_ops=("batch_norm_act", "batch_norm_act_backward"),
+        dispatcher_ops=("batch_norm_act", "batch_norm_act_backward", "norm_act_double_backward"),
         differentiable=(0, 1, 4, 5, "bias"),
         samples=_transposed_samples,
         bad_calls=_bad_transposed,

@@ -89,6 +89,29 @@ def test_batch_norm_in_many_pieces(form: torch.memory_format) -> None:
     check(norm_act.batch_norm_act_backward(*call), reference.batch_norm_act_backward(*call), 1e-5)
 
 
+@pytest.mark.parametrize("over", ["group", "batch", "nothing"])
+@pytest.mark.parametrize("form", FORMATS, ids=["contiguous", "channels_last"])
+def test_second_derivatives_in_many_pieces(form: torch.memory_format, over: str) -> None:
+    x, grad, to_x = (draw(2, 12, 9, 8, form=form) for _ in range(3))
+    modulation = (draw(2, 12), draw(2, 12)) if over == "group" else (None, None)
+    arriving, parameters = (draw(12), draw(12), *modulation), (draw(12), draw(12), *modulation)
+    if over == "group":
+        _, _, mean, rstd = reference.group_norm_act(x, None, *parameters, 2, 1e-5, "silu", 0.0)
+    else:
+        mean, rstd = draw(12), draw(12).abs() + 0.5
+    if over == "batch":
+        mean, rstd = x.mean((0, 2, 3)), (x.var((0, 2, 3), correction=0) + 1e-5).rsqrt()
+    given = (grad, x, *parameters, mean, rstd, over, 2 if over == "group" else 1, 1e-5, "silu", 0.0)
+    for first in (to_x, None):
+        call = (first, *arriving, *given, 63)
+        check(norm_act.norm_act_double_backward(*call), reference.norm_act_double_backward(*call), 2e-5)
+    everything = norm_act.norm_act_double_backward(to_x, *arriving, *given, 63)
+    for wanted in (0, 1, 2, 12, 48):
+        some = norm_act.norm_act_double_backward(to_x, *arriving, *given, wanted)
+        for bit, (got, full) in enumerate(zip(some, everything, strict=True)):
+            assert torch.equal(got, full) if wanted >> bit & 1 and full.numel() else got.shape == (0,)
+
+
 @pytest.mark.parametrize("form", FORMATS, ids=["contiguous", "channels_last"])
 def test_bias_act_in_many_pieces(form: torch.memory_format) -> None:
     x, bias, grad = draw(3, 12, 9, 8, form=form), draw(12), draw(3, 12, 9, 8)
