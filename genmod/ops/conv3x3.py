@@ -17,6 +17,8 @@ from genmod.ops import _checks
 from genmod.ops._convolution_arguments import autocast, check_bias, check_image
 from genmod.ops._convolution_ops import define_convolution
 
+#: Elements of an image beyond which it does not matter what a call costs.
+_SMALL = 65536
 #: Channels below which PyTorch's own convolution is always faster.
 FEWEST_CHANNELS = 32
 
@@ -47,6 +49,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Sources: Winograd, *Arithmetic complexity of computations*, 1980; Lavin and Gray, *Fast algorithms for convolutional
     neural networks*, CVPR 2016.
     """
+    y = _small(x, weight, bias)
+    if y is not None:
+        return y
     x, weight, bias = autocast(x, weight, bias)
     _check(x, weight, bias)
     if torch._C._are_functorch_transforms_active() or _stock_is_faster(x, weight):
@@ -84,6 +89,33 @@ def _stock_is_faster(x: Tensor, weight: Tensor) -> bool:
     if min(outputs, inputs) < FEWEST_CHANNELS or tiles < max(192, pairs // 256):
         return True
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad) and tiles * pairs < 1_500_000
+
+
+def _small(x: Any, weight: Any, bias: Any) -> Tensor | None:
+    """PyTorch's own of an ordinary call that is too small for the checks of one; None of any other, or of a wrong one.
+
+    What it looks at is what PyTorch would take and we would not; what PyTorch refuses, the caller checks and names.
+    """
+    try:
+        if not (
+            not torch.compiler.is_compiling()
+            and type(x) is Tensor
+            and 0 < x.numel() < _SMALL
+            and x.is_contiguous()
+            and x.dtype is weight.dtype is torch.float32
+            and x.is_cpu
+            and weight.is_cpu
+            and weight.shape[2:] == (3, 3)
+            and x.shape[1] == weight.shape[1]
+            and weight.shape[0] > 0
+            and not torch._C._are_functorch_transforms_active()
+            and not torch._C._is_any_autocast_enabled()
+            and _stock_is_faster(x, weight)
+        ):
+            return None
+        return torch.conv2d(x, weight, bias, 1, 1)
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        return None
 
 
 # Arguments.

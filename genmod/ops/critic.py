@@ -38,10 +38,17 @@ def critic_leaky_relu(x: Tensor, negative_slope: float = 0.2) -> Tensor:
         return handle_torch_function(critic_leaky_relu, (x,), x, negative_slope=negative_slope)
     _checks.tensor("x", x)
     _checks.number("negative_slope", negative_slope)
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling() or _needs_no_mask(x):
         # Plain ATen is right under every transform, and a compiler fuses it by itself.
         return torch.nn.functional.leaky_relu(x, negative_slope)
     return leaky_relu_mask(x, float(negative_slope))[0]
+
+
+def _needs_no_mask(x: Tensor) -> bool:
+    """Whether nothing will be differentiated, so that PyTorch's own, which keeps nothing, is all there is to do."""
+    if (x.requires_grad and torch.is_grad_enabled()) or backends.forced() is not None:
+        return False
+    return x.is_contiguous() or layout.memory_format_of(x) is not torch.contiguous_format
 
 
 # Dispatcher ops. Every backend implements exactly these.
@@ -86,6 +93,11 @@ def _apply_vjp(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None
     return _transposed(ctx, grad), None, None
 
 
-backends.register_public("critic_leaky_relu", "leaky_relu_mask")
+def _why_plain(x: Tensor, *args: object, **kwargs: object) -> str:
+    """For `genmod.explain`."""
+    return "nothing is differentiated, so PyTorch's own does" if _needs_no_mask(x) else ""
+
+
+backends.register_public("critic_leaky_relu", "leaky_relu_mask", _why_plain)
 leaky_relu_mask = differentiate("leaky_relu_mask", _save_mask, _mask_vjp, keeps_outputs=True)
 leaky_relu_apply = differentiate("leaky_relu_apply", _save_given_mask, _apply_vjp)
