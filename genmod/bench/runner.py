@@ -22,19 +22,11 @@ class RedGate(Exception):
 
 def check(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:
     """Raise RedGate unless the op passes the battery's accuracy and gradient checks here and now."""
-    wrong = why_wrong(spec, device, dtype)
-    if wrong:
-        raise RedGate(wrong)
-
-
-def why_wrong(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> str:
-    """What the battery's accuracy and gradient checks find here and now; empty where the op is right."""
     try:
         battery.accuracy(spec, device, dtype)
         battery.gradients(spec, device)
     except AssertionError as error:
-        return f"{spec.name} is not reported, because it is wrong: {error}"
-    return ""
+        raise RedGate(f"{spec.name} is not reported, because it is wrong: {error}") from error
 
 
 def run(case: Case, device: torch.device, suite: Suite) -> Row:

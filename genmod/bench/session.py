@@ -101,7 +101,7 @@ def run(plan: Plan, progress: Progress = Progress(), options: str = "") -> dict[
     return {
         "rows": session.rows,
         "peers_not_raced": list(session.not_raced.values()),
-        "refused": [{"op": name, "why": why} for name, why in session.gates.items() if why],
+        "refused": [{"op": name, "why": str(wrong)} for name, wrong in session.gates.items() if wrong],
         "failed": session.failed,
     }
 
@@ -127,7 +127,7 @@ class _Session:
         self.plan, self.progress = plan, progress
         self.rows: list[runner.Row] = []
         self.not_raced: dict[tuple[str, ...], dict[str, str]] = {}
-        self.gates: dict[str, str] = {}
+        self.gates: dict[str, runner.RedGate | None] = {}
         self.failed: list[dict[str, str]] = []
         self.ended = False
 
@@ -158,9 +158,14 @@ class _Session:
 
         def check(spec: OpSpec) -> None:
             if spec.name not in self.gates:
-                self.gates[spec.name] = runner.why_wrong(spec, self.plan.device, self.plan.dtype)
-            if self.gates[spec.name]:
-                pytest.fail(self.gates[spec.name], pytrace=False)
+                self.gates[spec.name] = None
+                try:
+                    runner.check(spec, self.plan.device, self.plan.dtype)
+                except runner.RedGate as wrong:
+                    self.gates[spec.name] = wrong
+            wrong_before = self.gates[spec.name]
+            if wrong_before is not None:
+                raise wrong_before
 
         return check
 
@@ -205,9 +210,11 @@ class _Session:
     def pytest_runtest_logfinish(self) -> None:
         self.progress.done()
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and not any(why and why in report.longreprtext for why in self.gates.values()):
-            self.failed.append({"case": _name(report.nodeid), "why": report.longreprtext})
+    def pytest_exception_interact(
+        self, node: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestReport
+    ) -> None:
+        if call.excinfo is not None and not isinstance(call.excinfo.value, runner.RedGate):  # `gates` has these
+            self.failed.append({"case": _name(node.nodeid), "why": report.longreprtext})
 
     def pytest_keyboard_interrupt(self) -> None:
         self.ended = True

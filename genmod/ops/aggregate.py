@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genmod.ops import _checks
 from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.ops._wanted import only_wanted, wanted_bits
 from genmod.reference import aggregate as reference
 
 Estimator = Literal["mss", "mws"]
@@ -376,14 +377,6 @@ define(
 # Autograd.
 
 
-def _wanted(needs: tuple[bool, ...]) -> int:
-    return sum(1 << i for i, need in enumerate(needs) if need)
-
-
-def _only(wanted: int, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(g if wanted >> i & 1 else None for i, g in enumerate(grads))
-
-
 def _save_total_correlation(ctx, outputs, z, mean, logvar, *options):
     normalizers = outputs[3]
     ctx.mark_non_differentiable(normalizers)
@@ -392,11 +385,11 @@ def _save_total_correlation(ctx, outputs, z, mean, logvar, *options):
 
 
 def _total_correlation_vjp(ctx, *grads):
-    wanted = _wanted(ctx.needs_input_grad[:3])
+    wanted = wanted_bits(ctx.needs_input_grad[:3])
     if not wanted or all(g is None for g in grads[:3]):
         return (None,) * 6
     found = _total_correlation_backward(*grads[:3], *ctx.saved_tensors, *ctx.options, wanted)
-    return *_only(wanted, found), None, None, None
+    return *only_wanted(wanted, found), None, None, None
 
 
 def _save_mmd(ctx, *inputs):
@@ -405,10 +398,10 @@ def _save_mmd(ctx, *inputs):
 
 
 def _mmd_vjp(ctx, grad):
-    wanted = _wanted(ctx.needs_input_grad[:4])
+    wanted = wanted_bits(ctx.needs_input_grad[:4])
     if grad is None or not wanted:
         return (None,) * 9
-    return *_only(wanted, _mmd_backward(grad, *ctx.saved_tensors, *ctx.options, wanted)), *(None,) * 5
+    return *only_wanted(wanted, _mmd_backward(grad, *ctx.saved_tensors, *ctx.options, wanted)), *(None,) * 5
 
 
 def _save_dip(ctx, outputs, mean, logvar, *factors):
@@ -419,10 +412,10 @@ def _save_dip(ctx, outputs, mean, logvar, *factors):
 
 
 def _dip_vjp(ctx, grad, _):
-    wanted = _wanted(ctx.needs_input_grad[:2])
+    wanted = wanted_bits(ctx.needs_input_grad[:2])
     if grad is None or not wanted:
         return (None,) * 4
-    return *_only(wanted, _dip_backward(grad, *ctx.saved_tensors, *ctx.factors, wanted)), None, None
+    return *only_wanted(wanted, _dip_backward(grad, *ctx.saved_tensors, *ctx.factors, wanted)), None, None
 
 
 _total_correlation = differentiate(

@@ -16,6 +16,7 @@ from genmod import layout
 from genmod.ops import _checks
 from genmod.ops._library import define, differentiate, differentiate_backward
 from genmod.ops._reductions import REDUCTIONS, Reduction, empty_loss, mean_over_batch
+from genmod.ops._wanted import arrived, only_wanted, wanted_bits
 from genmod.reference import gaussian as reference
 
 Clamp = Literal["none", "hard", "soft"]
@@ -283,44 +284,36 @@ define(
 # Autograd: a forward op saves its tensors and hands them to its backward op, which is differentiable itself.
 
 
-def _wanted(needs: tuple[bool, ...]) -> int:
-    return sum(1 << i for i, need in enumerate(needs) if need)
-
-
 def _save(ctx, *inputs):
     ctx.save_for_backward(*inputs[:4])  # tensors or None
     ctx.rest = inputs[4:]  # options
 
 
-def _only(wanted: int, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    return tuple(g if wanted >> i & 1 else None for i, g in enumerate(grads))
-
-
 def _reparameterize_vjp(ctx, grad):
     mean, logvar, noise, seed = ctx.saved_tensors
-    wanted = _wanted(ctx.needs_input_grad[:2])
+    wanted = wanted_bits(ctx.needs_input_grad[:2])
     if grad is None or not wanted:
         return (None,) * 5
     if wanted == 1 and logvar is not None:
         return grad, None, None, None, None  # dz/dmean = 1
     grads = _reparameterize_backward(grad, mean, logvar, noise, seed, *ctx.rest, wanted)
-    return *_only(wanted, *grads), None, None, None
+    return *only_wanted(wanted, grads), None, None, None
 
 
 def _gaussian_kl_vjp(ctx, grad):
-    wanted = _wanted(ctx.needs_input_grad[:4])
+    wanted = wanted_bits(ctx.needs_input_grad[:4])
     if grad is None or not wanted:
         return (None,) * 7
     grads = _gaussian_kl_backward(grad, *ctx.saved_tensors, *ctx.rest, wanted)
-    return *_only(wanted, *grads), None, None, None
+    return *only_wanted(wanted, grads), None, None, None
 
 
 def _sample_kl_vjp(ctx, grad_z, grad_kl):
-    wanted = _wanted(ctx.needs_input_grad[:2])
+    wanted = wanted_bits(ctx.needs_input_grad[:2])
     if (grad_z is None and grad_kl is None) or not wanted:
         return (None,) * 7
     grads = _sample_kl_backward(grad_z, grad_kl, *ctx.saved_tensors, *ctx.rest, wanted)
-    return *_only(wanted, *grads), *(None,) * 5
+    return *only_wanted(wanted, grads), *(None,) * 5
 
 
 def _draw(first: int, inputs: list[Any]) -> list[Any]:
@@ -338,11 +331,7 @@ def _draw(first: int, inputs: list[Any]) -> list[Any]:
 def _double_backward(grad_z, grad_kl, mean, logvar, rest, arriving, needed):
     """Gradients of `grad_z`, `grad_kl`, mean and logvar from what arrives at those that a backward op returned; None
     for one that is not needed, or does not depend on it."""
-    # A gradient that was not wanted is an empty tensor, and so may be what arrives at it.
-    to_mean, to_logvar = (
-        a if a is not None and of is not None and a.shape == of.shape else None
-        for a, of in zip(arriving, (mean, logvar), strict=True)
-    )
+    to_mean, to_logvar = arrived(arriving, (mean, logvar))
     if to_mean is None and to_logvar is None:
         return (None,) * 4
     nothing = mean.new_zeros(()).expand(mean.shape)
@@ -351,11 +340,11 @@ def _double_backward(grad_z, grad_kl, mean, logvar, rest, arriving, needed):
     needs_grad_z, needs_grad_kl, needs_mean, needs_logvar = needed
     if grad_kl is None and logvar is not None:
         needs_mean = False  # the sample is linear in its mean
-    wanted = _wanted((needs_grad_z, needs_grad_kl, needs_mean, needs_logvar))
+    wanted = wanted_bits((needs_grad_z, needs_grad_kl, needs_mean, needs_logvar))
     if not wanted:
         return (None,) * 4
     made = _sample_kl_double_backward(to_mean, to_logvar, grad_z, grad_kl, mean, logvar, *rest, wanted)
-    return _only(wanted, *made)
+    return only_wanted(wanted, made)
 
 
 def _sample_kl_double_vjp(ctx, *arriving):

@@ -18,6 +18,7 @@ from torch import Tensor
 from genmod import backends, layout
 from genmod.ops import _checks, _stock_norms
 from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.ops._wanted import arrived, only_wanted, wanted_bits
 from genmod.reference import activation as activations
 from genmod.reference import norm_act as reference
 
@@ -457,14 +458,6 @@ define(
 # which is differentiable itself. x and the residual have one gradient.
 
 
-def _wanted(*needs: bool) -> int:
-    return sum(1 << i for i, need in enumerate(needs) if need)
-
-
-def _only(wanted: int, grads: tuple[Tensor, ...]) -> list[Tensor | None]:
-    return [g if wanted >> i & 1 else None for i, g in enumerate(grads)]
-
-
 def _group_norm_save(ctx, outputs, x, residual, weight, bias, scale, shift, *rest):
     _, total, mean, rstd = outputs
     ctx.mark_non_differentiable(mean, rstd, *(() if residual is not None else (total,)))
@@ -474,10 +467,10 @@ def _group_norm_save(ctx, outputs, x, residual, weight, bias, scale, shift, *res
 
 def _group_norm_vjp(ctx, grad, grad_sum, *_):
     need_x, need_residual, *need = ctx.needs_input_grad[:6]
-    wanted = _wanted(need_x or need_residual, *need)
+    wanted = wanted_bits((need_x or need_residual, *need))
     grads: list[Tensor | None] = [grad_sum, None, None, None, None]
     if grad is not None and wanted:
-        grads = _only(wanted, _group_norm_act_backward(grad, grad_sum, *ctx.saved_tensors, *ctx.rest, wanted))
+        grads = only_wanted(wanted, _group_norm_act_backward(grad, grad_sum, *ctx.saved_tensors, *ctx.rest, wanted))
     return grads[0] if need_x else None, grads[0] if need_residual else None, *grads[1:], *(None,) * 4
 
 
@@ -492,11 +485,11 @@ def _biased_vjp(ctx, grad, grad_sum, *_):
     """That of group norm for the sum, which is made again: public calls that need gradients make it beforehand."""
     x, x_bias, residual, *others = ctx.saved_tensors
     need_x, need_x_bias, need_residual, *need = ctx.needs_input_grad[:7]
-    wanted = _wanted(need_x or need_x_bias or need_residual, *need)
+    wanted = wanted_bits((need_x or need_x_bias or need_residual, *need))
     grads: list[Tensor | None] = [grad_sum, None, None, None, None]
     if grad is not None and wanted:
         total = reference.biased_sum(x, x_bias, residual)
-        grads = _only(wanted, _group_norm_act_backward(grad, grad_sum, total, *others, *ctx.rest, wanted))
+        grads = only_wanted(wanted, _group_norm_act_backward(grad, grad_sum, total, *others, *ctx.rest, wanted))
     of_sum, of_bias = grads[0], None
     if need_x_bias and of_sum is not None:
         of_bias = of_sum.to(_wide_dtype(x)).sum([d for d in range(x.dim()) if d != 1]).to(x_bias.dtype)
@@ -513,10 +506,10 @@ def _batch_norm_save(ctx, outputs, x, residual, running_mean, running_var, weigh
 
 def _batch_norm_vjp(ctx, grad, grad_sum, *_):
     need_x, need_residual, _, _, *need = ctx.needs_input_grad[:6]
-    wanted = _wanted(need_x or need_residual, *need)
+    wanted = wanted_bits((need_x or need_residual, *need))
     grads: list[Tensor | None] = [grad_sum, None, None]
     if grad is not None and wanted:
-        grads = _only(wanted, _batch_norm_act_backward(grad, grad_sum, *ctx.saved_tensors, *ctx.rest, wanted))
+        grads = only_wanted(wanted, _batch_norm_act_backward(grad, grad_sum, *ctx.saved_tensors, *ctx.rest, wanted))
     first = (grads[0] if need_x else None, grads[0] if need_residual else None)
     return *first, None, None, *grads[1:], *(None,) * 4
 
@@ -527,10 +520,10 @@ def _bias_act_save(ctx, x, bias, *rest):
 
 
 def _bias_act_vjp(ctx, grad):
-    wanted = _wanted(*ctx.needs_input_grad[:2])
+    wanted = wanted_bits(ctx.needs_input_grad[:2])
     if grad is None or not wanted:
         return (None,) * 6
-    return *_only(wanted, _bias_act_backward(grad, *ctx.saved_tensors, *ctx.rest, wanted)), *(None,) * 4
+    return *only_wanted(wanted, _bias_act_backward(grad, *ctx.saved_tensors, *ctx.rest, wanted)), *(None,) * 4
 
 
 def _bias_act_double_backward(ctx, to_x, to_bias):
@@ -552,15 +545,11 @@ def _bias_act_double_backward(ctx, to_x, to_bias):
 def _double_backward(arriving, grad, x, parameters, statistics, options, needed):
     """Gradients of `grad`, x and the parameters from what arrives at those that a backward op returned, or None for
     each where nothing does."""
-    # A gradient that was not wanted is an empty tensor, and so may be what arrives at it.
-    arrived = [
-        a if a is not None and of is not None and a.shape == of.shape else None
-        for a, of in zip(arriving, (x, *parameters), strict=True)
-    ]
-    wanted = _wanted(*needed)
-    if not wanted or all(a is None for a in arrived):
+    came = arrived(arriving, (x, *parameters))
+    wanted = wanted_bits(needed)
+    if not wanted or all(a is None for a in came):
         return [None] * 6
-    return _only(wanted, _norm_act_double_backward(*arrived, grad, x, *parameters, *statistics, *options, wanted))
+    return only_wanted(wanted, _norm_act_double_backward(*came, grad, x, *parameters, *statistics, *options, wanted))
 
 
 def _group_norm_double_vjp(ctx, *arriving):

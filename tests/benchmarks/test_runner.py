@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genmod import measure
-from genmod.bench import cases, cli, machine, measurements, peers, report, runner, scaling, step, suites
+from genmod.bench import cases, machine, measurements, peers, report, runner, scaling, step, suites
 from genmod.bench.steps import all_steps
 from genmod.pretext import tasks
 from genmod.recipes.presets import RECIPES
@@ -30,12 +29,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def bench(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
-    return cli.main(parser.parse_args([*arguments]))
 
 
 def smallest(spec):
@@ -92,7 +85,7 @@ def test_the_quick_suite_has_every_op_and_no_trifle():
     assert not list(suites.workloads(specs()["mse"], "quick", "no such name"))
 
 
-def test_results_hold_what_the_tables_need(tmp_path):
+def test_results_hold_what_the_tables_need(bench, tmp_path):
     file, lines, plots = tmp_path / "result.json", tmp_path / "result.csv", tmp_path / "plots"
     options = ["--op", "sample_kl", "--workload", "small VAE", "--mode", "forward+backward", "--rounds", "5"]
     outputs = ["--json", str(file), "--csv", str(lines), "--plots", str(plots), "--markdown", str(tmp_path / "t.md")]
@@ -114,7 +107,7 @@ def test_results_hold_what_the_tables_need(tmp_path):
     assert str(tmp_path.home()) not in file.read_text() and "/" not in json.dumps(result["machine"])
 
 
-def test_a_suite_that_is_ended_leaves_what_it_measured(tmp_path, monkeypatch):
+def test_a_suite_that_is_ended_leaves_what_it_measured(bench, tmp_path, monkeypatch):
     file, measured = tmp_path / "result.json", runner.run
 
     def run_once(case, *rest):
@@ -135,7 +128,7 @@ def test_a_suite_that_is_ended_leaves_what_it_measured(tmp_path, monkeypatch):
     assert len(result["rows"]) == 2 and "unfinished" not in result
 
 
-def test_the_steps_of_recipes_say_what_bounds_them(tmp_path):
+def test_the_steps_of_recipes_say_what_bounds_them(bench, tmp_path):
     file = tmp_path / "result.json"
     options = ["--suite", "models", "--workload", "next-step on digits", "--rounds", "5", "--device", "cpu"]
     assert bench(*options, "--json", str(file)) == 0
@@ -161,7 +154,7 @@ def test_every_recipe_and_task_has_a_step():
     assert named == {*RECIPES, *(name.replace("_", "-") for name in tasks())}
 
 
-def test_scaling_curves(tmp_path):
+def test_scaling_curves(bench, tmp_path):
     file = tmp_path / "scaling.json"
     arguments = ["--op", "dip", "--scale", "latent", "--rounds", "5", "--device", "cpu"]
     assert bench(*arguments, "--json", str(file), "--plots", str(tmp_path)) == 0
@@ -182,13 +175,13 @@ def test_scaling_curves(tmp_path):
         (["--against", "no-such-revision", "--op", "mse"], "no revision 'no-such-revision'"),
     ],
 )
-def test_what_the_user_can_put_right_is_said_in_a_line(arguments, message, capsys):
+def test_what_the_user_can_put_right_is_said_in_a_line(bench, arguments, message, capsys):
     assert bench(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("genmod bench: ") and message in error
 
 
-def test_a_wrong_op_is_not_reported(monkeypatch, capsys):
+def test_a_wrong_op_is_not_reported(bench, monkeypatch, capsys):
     """Not even beside right ones; and the command fails."""
     right = specs()["reparameterize"]
     wrong = dataclasses.replace(right, public=lambda mean, logvar=None, **kw: 1.01 * right.public(mean, logvar, **kw))

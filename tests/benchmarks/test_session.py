@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import subprocess
@@ -12,18 +11,12 @@ import pytest
 import torch
 
 from genmod import measure
-from genmod.bench import cases, cli, runner
+from genmod.bench import cases, runner
 from genmod.bench.steps import all_steps
 from genmod.specs import specs
 
 pytest.importorskip("pytest_benchmark")
 SHORT = ("--suite", "quick", "--op", "mse", "--workload", "small", "--rounds", "5", "--device", "cpu")
-
-
-def bench(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
-    return cli.main(parser.parse_args([*arguments]))
 
 
 @pytest.fixture
@@ -38,7 +31,7 @@ def made_up(monkeypatch):
     return times
 
 
-def test_its_files_have_every_time_and_its_command_compares_them(tmp_path):
+def test_its_files_have_every_time_and_its_command_compares_them(bench, tmp_path):
     files = [tmp_path / f"{name}.json" for name in ("before", "now")]
     for file in files:
         options = ("--mode", "forward", "--json", str(tmp_path / "result.json"))
@@ -62,7 +55,7 @@ def test_its_files_have_every_time_and_its_command_compares_them(tmp_path):
     assert row["median_seconds"]["genmod"] in ours
 
 
-def test_slower_than_a_saved_run_fails(tmp_path, made_up, capsys):
+def test_slower_than_a_saved_run_fails(bench, tmp_path, made_up, capsys):
     store = f"--benchmark-storage={tmp_path / 'runs'}"
     made_up[:] = [1e-3]
     assert bench(*SHORT, f"--pytest={store} --benchmark-save=before") == 0
@@ -73,7 +66,7 @@ def test_slower_than_a_saved_run_fails(tmp_path, made_up, capsys):
     assert "--benchmark-compare-fail: " in capsys.readouterr().out
 
 
-def test_every_case_is_a_test(capsys):
+def test_every_case_is_a_test(bench, capsys):
     assert bench("--suite", "full", "--device", "cpu", "--pytest=--collect-only -q") == 0
     found = capsys.readouterr().out
     for spec in specs().values():
@@ -85,7 +78,7 @@ def test_every_case_is_a_test(capsys):
     assert found.count("test_step[") == sum(not step.gpu for step in all_steps())
 
 
-def test_pytest_chooses_cases(tmp_path, made_up):
+def test_pytest_chooses_cases(bench, tmp_path, made_up):
     made_up[:] = [1e-3]
     file = tmp_path / "result.json"
     assert bench(*SHORT, "--op", "l1", "--json", str(file), "--pytest=-q -k 'l1 and backward'") == 0
@@ -93,7 +86,7 @@ def test_pytest_chooses_cases(tmp_path, made_up):
     assert (row["op"], row["mode"]) == ("l1", "forward+backward")
 
 
-def test_disabled_benchmarks_run_untimed(tmp_path, monkeypatch):
+def test_disabled_benchmarks_run_untimed(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "run", lambda *case: pytest.fail("it was timed"))
     called = []
     case = cases.Case("mse", "w", "forward", torch.float32, {"eager": lambda: called.append(1)})
@@ -102,14 +95,14 @@ def test_disabled_benchmarks_run_untimed(tmp_path, monkeypatch):
     assert called == [1]
 
 
-def test_max_autotune_where_it_is_asked_for(tmp_path):
+def test_max_autotune_where_it_is_asked_for(bench, tmp_path):
     file = tmp_path / "result.json"
     assert bench(*SHORT, "--mode", "forward+backward", "--max-autotune", "--json", str(file)) == 0
     (row,) = json.loads(file.read_text())["rows"]
     assert {"compile", "compile:max-autotune"} <= row["median_seconds"].keys()
 
 
-def test_others_go_on_where_one_case_fails(tmp_path, monkeypatch, capsys):
+def test_others_go_on_where_one_case_fails(bench, tmp_path, monkeypatch, capsys):
     measured = runner.run
 
     def run(case, *rest):
@@ -131,6 +124,6 @@ def test_others_go_on_where_one_case_fails(tmp_path, monkeypatch, capsys):
     ("options", "message"),
     [("-k nobody", "leaves nothing of the suite by '-k nobody'"), ("--nonsense", "pytest ended with exit code 4")],
 )
-def test_options_that_leave_nothing_are_said_in_a_line(options, message, capsys):
+def test_options_that_leave_nothing_are_said_in_a_line(bench, options, message, capsys):
     assert bench(*SHORT, f"--pytest={options}") == 2
     assert message in capsys.readouterr().err
