@@ -436,7 +436,7 @@ def sample_kl_double_backward(
     to_mean, to_logvar = layout.split(to_mean, to_logvar)
     if grad_z is None:
         noise = seed = None
-    d_grad_z = layout.empty_output(view) if wanted & 1 else None
+    d_grad_z = layout.empty_output(view) if wanted & 1 and grad_z is not None else None
     dtype = torch.float64 if view.dtype == torch.float64 else torch.float32
     each, summed = (grad_kl, None) if reduction == "none" else (None, grad_kl)
     d_each = layout.empty_output(view, dtype) if wanted & 2 and each is not None else None

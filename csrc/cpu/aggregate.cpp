@@ -403,17 +403,17 @@ template <class A> static void pair_pull_blocks(const PairPull& b, int64_t first
 }
 
 // One entry point per job: picks the type of the arithmetic, or of storage.
-#define GENMOD_BY_WIDTH(name, Params, wide)                              \
+#define GENMOD_WHERE_WIDE(name, Params, wide)                            \
   static void name##_any(const Params& p, int64_t first, int64_t last) { \
     wide ? name<double>(p, first, last) : name<float>(p, first, last);   \
   }
-GENMOD_BY_WIDTH(transpose_tiles, Transpose, p.wide)
-GENMOD_BY_WIDTH(posterior_tiles, Posterior, p.wide)
-GENMOD_BY_WIDTH(total_correlation_blocks, TotalCorrelation, p.wide)
-GENMOD_BY_WIDTH(total_correlation_partitions, TotalCorrelationBackward, p.forward.wide)
-GENMOD_BY_WIDTH(total_correlation_z, TotalCorrelationBackward, p.forward.wide)
-GENMOD_BY_WIDTH(pair_sum_blocks, PairSum, p.wide)
-GENMOD_BY_WIDTH(pair_pull_blocks, PairPull, p.pairs.wide)
+GENMOD_WHERE_WIDE(transpose_tiles, Transpose, p.wide)
+GENMOD_WHERE_WIDE(posterior_tiles, Posterior, p.wide)
+GENMOD_WHERE_WIDE(total_correlation_blocks, TotalCorrelation, p.wide)
+GENMOD_WHERE_WIDE(total_correlation_partitions, TotalCorrelationBackward, p.forward.wide)
+GENMOD_WHERE_WIDE(total_correlation_z, TotalCorrelationBackward, p.forward.wide)
+GENMOD_WHERE_WIDE(pair_sum_blocks, PairSum, p.wide)
+GENMOD_WHERE_WIDE(pair_pull_blocks, PairPull, p.pairs.wide)
 
 #define GENMOD_BY_DTYPE(name)                                            \
   static void name##_any(const Cast& p, int64_t first, int64_t last) {   \

@@ -135,10 +135,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_kl_double_backward(const Tenso
   const GaussianGrad grad(g, wanted & 4, wanted & 8);
   set_outputs(p, grad);
   const ScalarType type = mean.scalar_type();
-  Tensor d_grad_z = wanted & 1 ? empty(g.mean.sizes, mean, type, g.format) : empty({0}, mean, type);
-  if (wanted & 1) p.d_grad_z = d_grad_z.mutable_data_ptr();
+  const bool wants_grad_z = wanted & 1 && grad_z, wants_grad_kl = wanted & 2 && grad_kl;
+  Tensor d_grad_z = wants_grad_z ? empty(g.mean.sizes, mean, type, g.format) : empty({0}, mean, type);
+  if (wants_grad_z) p.d_grad_z = d_grad_z.mutable_data_ptr();
   std::optional<Loss> of_kl;
-  if (wanted & 2) {
+  if (wants_grad_kl) {
     of_kl.emplace(g.mean, g.format, reduction);
     p.d_grad_kl = of_kl->elements;
     p.sums = of_kl->sums_or_null();

@@ -93,7 +93,7 @@ def per_call(spec: OpSpec, device: torch.device, rounds: int = 15) -> dict[str, 
             "op in training": lambda: spec.public(*call.args, **call.kwargs),
         }
         # Whose mode it is pays for it: a model opens it once, not an op at each call.
-        within: dict[str, Any] = {"kernel": torch._C._AutoDispatchBelowAutograd, "op": torch.no_grad}
+        within: dict[str, Any] = {"kernel": torch._C._AutoDispatchBelowADInplaceOrView, "op": torch.no_grad}
         times = measure.interleaved(calls, device, rounds=rounds, budget=1.0, within=within)
     return {
         "op": spec.name,

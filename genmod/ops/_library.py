@@ -23,6 +23,10 @@ from genmod import backends, gate
 
 LIBRARY = torch.library.Library("genmod", "DEF")
 
+# What torch's own Autograd kernels open too. Below it nothing is recorded as a view, so that a kernel may return a view
+# of a tensor that it made, and the caller may still change the result in place.
+_below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
+
 
 def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
     """Define `genmod::<op>` from a schema string."""
@@ -75,7 +79,6 @@ def differentiate(
     """
     overload = getattr(torch.ops.genmod, op).default
     direct = overload._op  # what the overload's own __call__ does nothing but call
-    below_autograd = torch._C._AutoDispatchBelowAutograd
 
     def run(ctx: Any, *inputs: Any) -> Any:
         outputs = direct(*inputs)
@@ -87,7 +90,7 @@ def differentiate(
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             ctx.set_materialize_grads(False)
-            with below_autograd():
+            with _below_autograd():
                 outputs, made = compute(ctx, *inputs)
             save(ctx, *((made, *inputs) if keeps_outputs or forward else inputs))
             return outputs
@@ -106,7 +109,7 @@ def differentiate(
                     return apply(*inputs)
         try:
             gate.enter()
-            with below_autograd():
+            with _below_autograd():
                 return direct(*inputs)
         finally:
             gate.leave()
@@ -135,7 +138,6 @@ def differentiate_in_one_pass(
         positions: whose gradients they are, among the inputs.
     """
     overload = getattr(torch.ops.genmod, op).default
-    below_autograd = torch._C._AutoDispatchBelowAutograd
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -143,7 +145,7 @@ def differentiate_in_one_pass(
             ctx.set_materialize_grads(False)
             save(ctx, *inputs)
             wanted = sum(ctx.needs_input_grad[p] << i for i, p in enumerate(positions))
-            with below_autograd():
+            with _below_autograd():
                 loss, *ctx.ready = overload(*inputs, wanted) if len(positions) > 1 else overload(*inputs)
             return loss
 

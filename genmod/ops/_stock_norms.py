@@ -37,14 +37,14 @@ _SMALL_PLANE_OF_BATCH = (9, 262144)  # pixels of a plane at least, elements at m
 _SMALL_ON_GPU = 1 << 22
 
 _nn = torch._C._nn
-#: Those whose slope follows from their result.
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+#: In place. PyTorch's backward takes the slope from the result.
+_KEEPS_RESULT: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
     "tanh": torch.tanh_,
     "sigmoid": torch.sigmoid_,
 }
 #: Out of place and in place.
-_SMOOTH: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+_KEEPS_INPUT: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "silu": (_nn.silu, _nn.silu_),
     "gelu": (_nn.gelu, _nn.gelu_),  # type: ignore[attr-defined]
 }
@@ -155,15 +155,15 @@ def _is_ordinary(x: Any, weight: Any, bias: Any, eps: Any, negative_slope: Any) 
 
 
 def _activate(y: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """The activation of what nobody else holds: in place where its slope, if it is needed, follows from the result."""
-    if activation == "silu" or activation == "gelu":
-        return _SMOOTH[activation][not y.requires_grad](y)
+    """The activation of what nobody else holds: in place if no gradient is needed, or if PyTorch's backward keeps the
+    result anyway. Where it keeps the input, the caller may change the result, as by a dropout in place."""
     if activation == "identity":
         return y
     if activation == "leaky_relu":
-        # With a negative slope the result no longer tells which side it is on.
-        return _nn.leaky_relu_(y, negative_slope) if negative_slope > 0 else _nn.leaky_relu(y, negative_slope)
-    return _IN_PLACE[activation](y)
+        return (_nn.leaky_relu if y.requires_grad else _nn.leaky_relu_)(y, negative_slope)
+    if activation in _KEEPS_RESULT:
+        return _KEEPS_RESULT[activation](y)
+    return _KEEPS_INPUT[activation][not y.requires_grad](y)
 
 
 def is_faster(x: Tensor, *, of_batch: bool) -> bool:

@@ -232,8 +232,8 @@ def _sample_kl_double_backward_fake(
     to_mean, to_logvar, grad_z, grad_kl, mean, logvar, noise, seed, free_bits, reduction, clamp, wanted
 ):
     view = layout.split(mean, logvar)[0]
-    d_grad_z = layout.empty_output(view) if wanted & 1 else mean.new_empty(0)
-    d_grad_kl = empty_loss(view, reduction) if wanted & 2 else mean.new_empty(0)
+    d_grad_z = layout.empty_output(view) if wanted & 1 and grad_z is not None else mean.new_empty(0)
+    d_grad_kl = empty_loss(view, reduction) if wanted & 2 and grad_kl is not None else mean.new_empty(0)
     return d_grad_z, d_grad_kl, *layout.empty_gradients(mean, logvar, wanted >> 2)[0]
 
 

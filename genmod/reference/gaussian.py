@@ -238,7 +238,7 @@ def sample_kl_double_backward(
     wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `grad_z`, `grad_kl`, mean and logvar from those of what :func:`sample_kl_backward` returned. Bit i
-    of `wanted` asks for gradient i."""
+    of `wanted` asks for gradient i; there is none of a gradient that was not given."""
     view, raw = layout.split(mean, logvar)
     u, v = (widen(t) for t in layout.split(to_mean, to_logvar))
     m, raw = widen(view), widen(raw)

@@ -186,6 +186,36 @@ def nothing_is_written_to(spec: OpSpec, device: torch.device) -> None:
             assert _same_bits(tensor, copy), f"{where}: an incoming gradient was written to"
 
 
+def outputs_changed_in_place(spec: OpSpec, device: torch.device) -> None:
+    """A caller may change an output in place, as a dropout behind it does: the gradients stay as they were. Autograd
+    may refuse the backward only where it refuses that of eager PyTorch."""
+    for sample in samples(spec, device, torch.float32):
+        call, leaves = with_grad(spec, sample)
+        if not leaves:
+            continue
+        where = f"{spec.name}, {sample.name}"
+        kept = _grads_after_change(spec.public, call, leaves, by=0.0)
+        try:
+            changed = _grads_after_change(spec.public, call, leaves, by=1.0)
+        except RuntimeError as error:
+            try:
+                _grads_after_change(spec.eager, call, leaves, by=1.0)
+            except RuntimeError:
+                continue
+            raise AssertionError(f"{where}: eager's output may be changed in place, but not ours") from error
+        assert all(map(_same_bits, changed, kept)), f"{where}: other gradients once the outputs were changed in place"
+
+
+def _grads_after_change(
+    function: Callable[..., Any], call: Sample, leaves: list[Tensor], by: float
+) -> tuple[Tensor, ...]:
+    outputs = as_tuple(function(*call.args, **call.kwargs))
+    for output in outputs:
+        if by:
+            output.add_(by)
+    return torch.autograd.grad(outputs, leaves, cotangents(outputs))
+
+
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.detach().nan_to_num(nan=12345.0), b.detach().nan_to_num(nan=12345.0))
 

@@ -20,7 +20,12 @@ TARGETS = [pytest.param("cpu", name, id=f"cpu-{name}") for name in ON_CPU] + [
     pytest.param("cuda", name, id=f"cuda-{name}", marks=pytest.mark.gpu) for name in ON_GPU
 ]
 
+# As an ordinary caller has it, with stock PyTorch where that is faster, which has its own layouts, keeps more for
+# backward, and gives other bits on another number of threads.
+AUTO = [pytest.param("cpu", "auto", id="cpu-auto"), pytest.param("cuda", "auto", id="cuda-auto", marks=pytest.mark.gpu)]
+
 every_target = pytest.mark.parametrize(("device", "backend"), TARGETS, indirect=["backend"])
+every_target_and_auto = pytest.mark.parametrize(("device", "backend"), TARGETS + AUTO, indirect=["backend"])
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
@@ -42,6 +47,9 @@ def spec(request):
 @pytest.fixture
 def backend(request):
     name = request.param
+    if name == "auto":
+        yield name
+        return
     status = {s.name: s for s in backends.status()}[name]
     if not status.available:
         pytest.skip(f"{name}: {status.reason}")
@@ -52,27 +60,32 @@ def backend(request):
         yield name
 
 
-@every_target
+@every_target_and_auto
 @every_dtype
 def test_accuracy(spec, device, backend, dtype):
     battery.accuracy(spec, torch.device(device), dtype)
 
 
-@every_target
+@every_target_and_auto
 def test_gradients(spec, device, backend):
     if backend == "triton" and device == "cpu":
         pytest.skip("finite differences through the interpreter take minutes; accuracy compares its gradients")
     battery.gradients(spec, torch.device(device))
 
 
-@every_target
+@every_target_and_auto
 def test_every_subset_of_gradients(spec, device, backend):
     battery.every_subset_of_gradients(spec, torch.device(device))
 
 
-@every_target
+@every_target_and_auto
 def test_nothing_is_written_to(spec, device, backend):
     battery.nothing_is_written_to(spec, torch.device(device))
+
+
+@every_target_and_auto
+def test_outputs_changed_in_place(spec, device, backend):
+    battery.outputs_changed_in_place(spec, torch.device(device))
 
 
 @every_target
@@ -86,7 +99,7 @@ def test_memory_format(spec, device, backend):
     battery.memory_format(spec, torch.device(device))
 
 
-@every_target
+@every_target_and_auto
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["float32", "float64", "bfloat16"]
 )

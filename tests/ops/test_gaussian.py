@@ -10,6 +10,7 @@ import threading
 import pytest
 import scipy.stats
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import genmod
 from genmod import _native, backends, nn, ops
@@ -371,3 +372,23 @@ def test_gaussian_sampler():
     for bad in ({"reduction": "total"}, {"clamp": "tight"}, {"free_bits": -1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             nn.GaussianSampler(**bad)
+
+
+@pytest.mark.parametrize("available", KERNELS, indirect=True)
+@pytest.mark.parametrize("given", [(True, False), (False, True)], ids=["sample", "divergence"])
+def test_a_double_backward_asked_for_the_gradient_of_what_is_not_there(given, available):
+    """Every backend, and the fake, returns an empty tensor in its place."""
+    generator = torch.Generator().manual_seed(5)
+    to_mean, to_logvar, mean, logvar, noise, grad_z = torch.randn(6, 3, 4, generator=generator).unbind()
+    of_z, of_kl = (grad_z if given[0] else None, torch.tensor(0.7) if given[1] else None)
+    all_wanted = (to_mean, to_logvar, of_z, of_kl, mean, logvar, noise, None, 0.0, "batchmean", "none", 15)
+    op = torch.ops.genmod.sample_kl_double_backward
+    with genmod.backend("reference"):
+        expected = op(*all_wanted)
+    with genmod.backend(available):
+        found = op(*all_wanted)
+    with FakeTensorMode() as mode:
+        fake = op(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in all_wanted))
+    for e, f, shape in zip(expected, found, fake, strict=True):
+        assert e.shape == shape.shape
+        torch.testing.assert_close(f, e)
