@@ -8,8 +8,6 @@ namespace genmod {
 namespace GENMOD_ISA {
 namespace {
 
-template <class A> GENMOD_INLINE A exp_of(A x) { return exp_parts(x).exp; }
-
 // logvar, bounded, and the first and second derivative of the bound.
 template <class A> struct Bounded { A value, slope, curvature; };
 
@@ -31,6 +29,12 @@ template <Clamp C, class A> GENMOD_INLINE Bounded<A> bound(A x) {
   return {value, slope, slope * (a_not_b - not_a)};
 }
 
+// Exponentials of a logvar that `bound` returned, of half of one, or of the difference of two.
+template <Clamp C, class A> GENMOD_INLINE Exp<A> exp_of(A bounded) {
+  if constexpr (C == Clamp::none) return exp_parts(bounded);
+  return exp_parts_within(bounded);
+}
+
 // expm1(l) - l from h = l / 2: both terms are positive near the prior, so nothing cancels there.
 template <class A> GENMOD_INLINE A variance_term(const Exp<A>& half) { return 2 * half.expm1_minus_x + half.expm1 * half.expm1; }
 template <class A> GENMOD_INLINE A expm1_twice(const Exp<A>& half) { return half.expm1 * (half.expm1 + 2); }
@@ -38,10 +42,10 @@ template <class A> GENMOD_INLINE A expm1_twice(const Exp<A>& half) { return half
 // expm1(l - l') and the same minus l - l'. The subtraction rounds by up to half an ulp of a number that is then an
 // exponent; what it dropped is recovered exactly (Knuth) and put back to first order.
 template <class A> struct Ratio { A growth, excess; };
-template <class A> GENMOD_INLINE Ratio<A> variance_ratio(A l, A other) {
+template <Clamp C, class A> GENMOD_INLINE Ratio<A> variance_ratio(A l, A other) {
   const A delta = l - other, back = l - delta;
   const A dropped = (l - (delta + back)) + (back - other);
-  const Exp<A> half = exp_parts(A(0.5) * delta);
+  const Exp<A> half = exp_of<C>(A(0.5) * delta);
   const A growth = expm1_twice(half);
   return {growth + dropped * (growth + 1), variance_term(half) + dropped * growth};
 }
@@ -51,7 +55,7 @@ template <bool FREE, class A> GENMOD_INLINE A floor_at(A kl, A free_bits) { retu
 template <bool Z, bool KL, Clamp C, bool FREE, class A>
 static void forward_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict eps, A* __restrict z, A* __restrict kl, A free_bits, int64_t n) {
   for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
-    const Exp<A> half = exp_parts(A(0.5) * bound<C>(lv[i]).value);
+    const Exp<A> half = exp_of<C>(A(0.5) * bound<C>(lv[i]).value);
     if (Z) z[i] = m[i] + half.exp * eps[i];
     if (KL) kl[i] = floor_at<FREE>(A(0.5) * (variance_term(half) + m[i] * m[i]), free_bits);
   }, m, lv, eps, z);
@@ -61,8 +65,8 @@ template <Clamp C, bool FREE, class A>
 static void pair_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict om, const A* __restrict olv, A* __restrict kl, A free_bits, int64_t n) {
   for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const A other = bound<C>(olv[i]).value, delta = m[i] - om[i];
-    const A excess = variance_ratio(bound<C>(lv[i]).value, other).excess;
-    kl[i] = floor_at<FREE>(A(0.5) * (excess + delta * delta * exp_of(-other)), free_bits);
+    const A excess = variance_ratio<C>(bound<C>(lv[i]).value, other).excess;
+    kl[i] = floor_at<FREE>(A(0.5) * (excess + delta * delta * exp_of<C>(-other).exp), free_bits);
   }, m, lv, om, olv);
 }
 
@@ -71,7 +75,7 @@ static void backward_tile(const A* __restrict m, const A* __restrict lv, const A
                           A* __restrict dm, A* __restrict dlv, A free_bits, int64_t n) {
   for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const Bounded<A> l = bound<C>(lv[i]);
-    const Exp<A> half = exp_parts(A(0.5) * l.value);
+    const Exp<A> half = exp_of<C>(A(0.5) * l.value);
     A mean = 0, logvar = 0;
     if (KL) {
       A gi = g[i];
@@ -93,8 +97,8 @@ static void pair_backward_tile(const A* __restrict m, const A* __restrict lv, co
                                A* __restrict dm, A* __restrict dlv, A* __restrict dom, A* __restrict dolv, A free_bits, int64_t n) {
   for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const Bounded<A> l = bound<C>(lv[i]), other = bound<C>(olv[i]);
-    const A delta = m[i] - om[i], precision = exp_of(-other.value);
-    const Ratio<A> ratio = variance_ratio(l.value, other.value);
+    const A delta = m[i] - om[i], precision = exp_of<C>(-other.value).exp;
+    const Ratio<A> ratio = variance_ratio<C>(l.value, other.value);
     const A square = delta * delta * precision;
     A gi = g[i];
     if (FREE) gi = A(0.5) * (ratio.excess + square) <= free_bits ? A(0) : gi;
@@ -113,7 +117,7 @@ static void double_backward_tile(const A* __restrict m, const A* __restrict lv, 
                                  A free_bits, int64_t n) {
   for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const Bounded<A> l = bound<C>(lv[i]);
-    const Exp<A> half = exp_parts(A(0.5) * l.value);
+    const Exp<A> half = exp_of<C>(A(0.5) * l.value);
     const A w = A(0.5) * v[i];
     A mean = 0, once = 0, twice = 0;  // once and twice: what logvar's gradient is by the clamped logvar, and its derivative
     if (KL) {

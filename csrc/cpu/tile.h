@@ -94,7 +94,7 @@ static void store(const A* __restrict buffer, const A* computed, void* out, int6
 // the processor's view with the work of a line or two, so that it does not come to the next loads by itself.
 template <class A, class Body, class... Streams>
 GENMOD_INLINE void for_each(int64_t n, Body&& body, const Streams*... streams) {
-  constexpr int kLine = 64 / sizeof(A), kAhead = 8 * kLine;
+  constexpr int kLine = 64 / sizeof(A), kAhead = 64 * kLine;
   int64_t i = 0;
   for (; i + kLine <= n; i += kLine) {
     // As numbers, since it may be past the end; whatever is there, asking does no harm.

@@ -39,6 +39,9 @@ GENMOD_INLINE double magnitude(double x) { return fabs(x); }
 GENMOD_INLINE float times_sign(float y, float x) { return bits_float(float_bits(y) ^ (float_bits(x) & (int32_t)0x80000000)); }
 GENMOD_INLINE double times_sign(double y, double x) { return bits_double(double_bits(y) ^ (double_bits(x) & (int64_t)0x8000000000000000)); }
 
+// 1.5 * 2^23, which added rounds to an integer that sits in the low mantissa bits, and 127.
+constexpr float kRounding = 12582912.f + 127.f;
+
 // (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2 (Cephes' expf).
 GENMOD_INLINE float exp_polynomial(float r) {
   float p = 1.9875691500e-4f;
@@ -50,15 +53,9 @@ GENMOD_INLINE float exp_polynomial(float r) {
   return p;
 }
 
-GENMOD_INLINE Exp<float> exp_parts(float x) {
-  // Beyond these bounds the result is infinite or zero. A NaN compares false and passes through.
-  float c = select_bits(-(int32_t)(x > 89.f), 89.f, x);
-  c = select_bits(-(int32_t)(x < -88.f), -88.f, c);
-  // Adding 1.5 * 2^23 rounds to an integer that sits in the low mantissa bits; 127 more make it an exponent.
-  const float magic = 12582912.f + 127.f;
-  const int32_t rounded = float_bits(c * 1.44269504088896341f + magic), most = 0x4b4000fe;  // that of k = 127
-  const int32_t t = rounded < most ? rounded : most;  // 2^128 is infinite, which a negative r would make a NaN
-  const float k = bits_float(t) - magic, scale = bits_float((int32_t)((uint32_t)t << 23));  // 2^k
+// The three from x and k = log2(e) x, rounded: `t` holds k in its low mantissa bits, and 127 more make that an exponent.
+GENMOD_INLINE Exp<float> exp_from(float x, float c, int32_t t) {
+  const float k = bits_float(t) - kRounding, scale = bits_float((int32_t)((uint32_t)t << 23));  // 2^k
   float r = c - k * 0.693359375f;
   r = r - k * -2.12194440e-4f;
   const float q = r * r * exp_polynomial(r), m = r + q;  // e^r - 1 - r and e^r - 1
@@ -66,20 +63,28 @@ GENMOD_INLINE Exp<float> exp_parts(float x) {
   const float less = scale - 1.f;
   return {scale * m + scale, scale * m + less, scale * q + (scale * r + (less - x))};
 }
-
+// For x between -87 and 88; a NaN passes through.
+GENMOD_INLINE Exp<float> exp_parts_within(float x) { return exp_from(x, x, float_bits(x * 1.44269504088896341f + kRounding)); }
+GENMOD_INLINE Exp<float> exp_parts(float x) {
+  // Beyond these bounds the result is infinite or zero. A NaN compares false and passes through.
+  float c = select_bits(-(int32_t)(x > 89.f), 89.f, x);
+  c = select_bits(-(int32_t)(x < -88.f), -88.f, c);
+  const int32_t rounded = float_bits(c * 1.44269504088896341f + kRounding), most = 0x4b4000fe;  // that of k = 127
+  return exp_from(x, c, rounded < most ? rounded : most);  // 2^128 is infinite, which a negative r would make a NaN
+}
 GENMOD_INLINE Exp<double> exp_parts(double x) {
   const double m = expm1(x);
   // Below 1e-3 the difference cancels; four terms of the series are exact to 1e-16 there.
   const double series = x * x * (0.5 + x * (1. / 6 + x * (1. / 24 + x * (1. / 120 + x * (1. / 720)))));
   return {exp(x), m, fabs(x) < 1e-3 ? series : m - x};
 }
+GENMOD_INLINE Exp<double> exp_parts_within(double x) { return exp_parts(x); }
 
 // e^x and e^x - 1 for x <= 0, where exp_parts has one bound too many; the same polynomial.
 template <class A> struct Decay { A exp, expm1; };
 GENMOD_INLINE Decay<float> decay(float x) {
   const float c = x < -88.f ? -88.f : x;  // a NaN passes through
-  const float magic = 12582912.f + 127.f;
-  const float t = c * 1.44269504088896341f + magic, k = t - magic;
+  const float t = c * 1.44269504088896341f + kRounding, k = t - kRounding;
   const float scale = bits_float((int32_t)((uint32_t)float_bits(t) << 23));  // 2^k
   float r = c - k * 0.693359375f;
   r = r - k * -2.12194440e-4f;
