@@ -90,11 +90,12 @@ static void store(const A* __restrict buffer, const A* computed, void* out, int6
   }
 }
 
-// body(i) for each i from 0 to n, with what lies some lines ahead in the streams asked for in time: a long formula fills
-// the processor's view with the work of a line or two, so that it does not come to the next loads by itself.
+// body(i) for each i from 0 to n, with what lies ahead in the streams asked for in time: a long formula fills the
+// processor's view with the work of a line or two, so that it does not come to the next loads by itself. A page ahead,
+// since what looks ahead in hardware stops at the end of one; less of many streams, which must stay in level-1 cache.
 template <class A, class Body, class... Streams>
 GENMOD_INLINE void for_each(int64_t n, Body&& body, const Streams*... streams) {
-  constexpr int kLine = 64 / sizeof(A), kAhead = 64 * kLine;
+  constexpr int kLine = 64 / sizeof(A), kLines = 256 / (int)sizeof...(Streams), kAhead = (kLines < 64 ? kLines : 64) * kLine;
   int64_t i = 0;
   for (; i + kLine <= n; i += kLine) {
     // As numbers, since it may be past the end; whatever is there, asking does no harm.
