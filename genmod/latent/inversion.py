@@ -80,7 +80,7 @@ def invert(
     _check(images, latent_dim, prior_weight, optimizer, steps, restarts, start, chunk)
     found = []
     # All draws first: which image is in which chunk then changes nothing.
-    draws = torch.randn(restarts, len(images), latent_dim, generator=generator).to(images)
+    draws = torch.randn(restarts, len(images), latent_dim, generator=generator, device="cpu").to(images)
     if start is not None:
         draws[0] = start
     for first in range(0, len(images), chunk):

@@ -92,7 +92,7 @@ def orthogonality_penalty(
         a, b = (_unit(a), _unit(b)) if normalize else (a, b)
         squares = (a * b).sum(-1).square()
         return squares.mean() if normalize else squares.mean() * (size * (size - 1))
-    signs = torch.randint(0, 2, (probes, *z.shape), generator=generator).to(z) * 2 - 1
+    signs = torch.randint(0, 2, (probes, *z.shape), generator=generator, device="cpu").to(z) * 2 - 1
     moves = torch.func.vmap(lambda tangent: _derivative(decode, z, tangent))(signs)
     return 0.5 * _wide(moves.flatten(2)).square().sum(-1).var(0).mean()
 
@@ -113,8 +113,8 @@ def _draw_pairs(
     batch: int, size: int, pairs: int, generator: torch.Generator | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The members of so many distinct pairs of latents for each sample: `[pairs, B]` twice."""
-    every = torch.combinations(torch.arange(size), 2)
-    order = torch.rand(batch, len(every), generator=generator).argsort(1)[:, :pairs]
+    every = torch.combinations(torch.arange(size, device="cpu"), 2)
+    order = torch.rand(batch, len(every), generator=generator, device="cpu").argsort(1)[:, :pairs]
     first, second = every[order.T].unbind(-1)
     return first.to(device), second.to(device)
 

@@ -44,11 +44,11 @@ def from_aggregate_posterior(
     if mean.dim() != 2 or not len(mean) or (logvar is not None and logvar.shape != mean.shape):
         got = None if logvar is None else tuple(logvar.shape)
         raise ValueError(f"mean, logvar: got shapes {tuple(mean.shape)} and {got}, expected [N, D] twice, N >= 1")
-    rounds = [torch.randperm(len(mean), generator=generator) for _ in range(-(-n // len(mean)))]
-    rows = torch.cat([*rounds, torch.empty(0, dtype=torch.int64)])[:n].to(mean.device)
+    rounds = [torch.randperm(len(mean), generator=generator, device="cpu") for _ in range(-(-n // len(mean)))]
+    rows = torch.cat([*rounds, torch.empty(0, dtype=torch.int64, device="cpu")])[:n].to(mean.device)
     if logvar is None:
         return mean[rows]
-    noise = torch.randn(n, mean.shape[1], generator=generator).to(mean)
+    noise = torch.randn(n, mean.shape[1], generator=generator, device="cpu").to(mean)
     return mean[rows] + (0.5 * logvar[rows]).exp() * noise
 
 
@@ -67,7 +67,7 @@ class GaussianMixture:
             return self.means[:0]
         chosen = torch.multinomial(self.weights.cpu().double(), n, replacement=True, generator=generator)
         chosen = chosen.to(self.means.device)
-        noise = torch.randn(n, self.means.shape[1], generator=generator).to(self.means)
+        noise = torch.randn(n, self.means.shape[1], generator=generator, device="cpu").to(self.means)
         return self.means[chosen] + (self.factors[chosen] @ noise[..., None]).squeeze(-1)
 
     def log_prob(self, z: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def first_row(name: str, t: Tensor, group: dist.ProcessGroup) -> int:
             to look at the others' shapes, the host would have to wait for the device in every step.
     """
     if t.device.type == "cpu":
-        mine = torch.tensor(t.shape)
+        mine = torch.tensor(t.shape, device="cpu")
         every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
         dist.all_gather(every, mine, group=group)
         shapes = [tuple(shape.tolist()) for shape in every]

@@ -422,7 +422,7 @@ def _plain(kind: str, output: Tensor, target: Tensor, reduction: str) -> Tensor:
     if reduction == "sum":
         return total
     # By a tensor: autograd wraps a number anew at each step, which takes longer than the division.
-    return total / torch.scalar_tensor(max(output.shape[0], 1), dtype=output.dtype)
+    return total / torch.scalar_tensor(max(output.shape[0], 1), dtype=output.dtype, device=output.device)
 
 
 def _why_plain(kind: str) -> Callable[..., str]:

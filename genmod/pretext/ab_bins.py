@@ -25,12 +25,12 @@ _REACH = 12  # the grid goes from -120 to 120
 
 @functools.cache
 def _bins(device: torch.device) -> Tensor:
-    levels = torch.linspace(0, 1, 33, dtype=torch.float64)
+    levels = torch.linspace(0, 1, 33, dtype=torch.float64, device="cpu")
     ab = rgb_to_lab(torch.cartesian_prod(levels, levels, levels).T[:, :, None])[1:, :, 0]
-    axis = STEP * torch.arange(-_REACH, _REACH + 1, dtype=torch.float64)
+    axis = STEP * torch.arange(-_REACH, _REACH + 1, dtype=torch.float64, device="cpu")
     grid = torch.cartesian_prod(axis, axis)
     # A convex set and a square around a point meet unless some direction tells them apart.
-    angle = torch.arange(720, dtype=torch.float64) * (2 * math.pi / 720)
+    angle = torch.arange(720, dtype=torch.float64, device="cpu") * (2 * math.pi / 720)
     direction = torch.stack([angle.cos(), angle.sin()], 1)
     hull = (direction @ ab).max(1).values
     square = STEP * direction.abs().sum(1)
@@ -48,8 +48,8 @@ def _windows(device: torch.device) -> tuple[Tensor, Tensor]:
     """For every grid point the bins of the 5 x 5 points around it, `[25 * 25, 25]`, and whether they are bins."""
     side = 2 * _REACH + 1
     cell = (_bins(torch.device("cpu")) / STEP).round().long() + _REACH
-    number = torch.full((side + 4, side + 4), -1)
-    number[cell[:, 0] + 2, cell[:, 1] + 2] = torch.arange(len(cell))
+    number = torch.full((side + 4, side + 4), -1, device="cpu")
+    number[cell[:, 0] + 2, cell[:, 1] + 2] = torch.arange(len(cell), device="cpu")
     around = number.unfold(0, 5, 1).unfold(1, 5, 1).reshape(side * side, 25)
     return around.clamp(min=0).to(device), (around >= 0).to(device)
 

@@ -59,7 +59,7 @@ def pan(
             "both directions"
         )
     velocity = _velocities(len(images), speed, direction, generator)
-    room = torch.tensor([height - size, width - size]) - (frames - 1) * velocity.abs()
+    room = torch.tensor([height - size, width - size], device="cpu") - (frames - 1) * velocity.abs()
     positions = _paths(velocity, room, frames, generator).to(images.device)
     inside = torch.arange(size, device=images.device)
     rows = positions[..., 0, None] + inside
@@ -103,7 +103,7 @@ def translate(
             f"and (frames - 1) * speed = {span}"
         )
     velocity = _velocities(len(images), speed, direction, generator)
-    room = torch.tensor([size - height, size - width]) - (frames - 1) * velocity.abs()
+    room = torch.tensor([size - height, size - width], device="cpu") - (frames - 1) * velocity.abs()
     positions = _paths(velocity, room, frames, generator).to(images.device)
     canvas = images.new_zeros(len(images), frames, size, size, images.shape[1])
     sample = torch.arange(len(images), device=images.device)[:, None, None, None]
@@ -141,4 +141,4 @@ def _paths(velocity: Tensor, room: Tensor, frames: int, generator: torch.Generat
     uniform = torch.rand(velocity.shape, generator=generator, device=device).cpu()
     low = (uniform * (room + 1)).long().minimum(room)
     start = torch.where(velocity < 0, low - (frames - 1) * velocity, low)
-    return start[:, None] + torch.arange(frames)[:, None] * velocity[:, None]
+    return start[:, None] + torch.arange(frames, device="cpu")[:, None] * velocity[:, None]

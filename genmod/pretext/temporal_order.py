@@ -23,7 +23,8 @@ def orders(frames: int) -> Tensor:
 
     An order and its reversal count as one, because a motion backward mostly looks as likely as the motion (Lee et al.).
     """
-    return torch.tensor([order for order in itertools.permutations(range(frames)) if order[0] < order[-1]])
+    kept = [order for order in itertools.permutations(range(frames)) if order[0] < order[-1]]
+    return torch.tensor(kept, device="cpu")
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,26 @@ def nothing_is_written_to(spec: OpSpec, device: torch.device) -> None:
             assert _same_bits(tensor, copy), f"{where}: an incoming gradient was written to"
 
 
+def default_device(spec: OpSpec, device: torch.device) -> None:
+    """What `torch.set_default_device` names is nothing to a call: everything is on the device of its inputs."""
+    for sample in samples(spec, device, torch.float32):
+        call, leaves = with_grad(spec, sample)
+        drawn = {k: v for k, v in call.kwargs.items() if k != "noise"}
+        for options in (call.kwargs, drawn) if "noise" in call.kwargs else (call.kwargs,):
+            results: list[tuple[Tensor, ...]] = []
+            for default in (device, torch.device("meta")):
+                torch.manual_seed(7)
+                with default:
+                    outputs = as_tuple(spec.public(*call.args, **options))
+                incoming = cotangents(outputs)
+                with default:
+                    results.append((*outputs, *(torch.autograd.grad(outputs, leaves, incoming) if leaves else ())))
+            where = f"{spec.name}, {sample.name}"
+            for expected, got in zip(*results):
+                assert got.device == expected.device, f"{where}: on the default device, {got.device}"
+                assert _same_bits(got, expected), f"{where}: other bits with another default device"
+
+
 def outputs_changed_in_place(spec: OpSpec, device: torch.device) -> None:
     """A caller may change an output in place, as a dropout behind it does: the gradients stay as they were. Autograd
     may refuse the backward only where it refuses that of eager PyTorch."""

@@ -84,6 +84,11 @@ def test_nothing_is_written_to(spec, device, backend):
 
 
 @every_target_and_auto
+def test_default_device(spec, device, backend):
+    battery.default_device(spec, torch.device(device))
+
+
+@every_target_and_auto
 def test_outputs_changed_in_place(spec, device, backend):
     battery.outputs_changed_in_place(spec, torch.device(device))
 

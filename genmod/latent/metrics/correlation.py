@@ -70,8 +70,8 @@ def posterior_total_correlation(
         raise ValueError(f"batch_size: got {batch_size}, expected at least 2")
     count = len(mu)
     size = min(batch_size, count)
-    order = torch.randperm(count, generator=generator)
-    z = mu + (0.5 * log_variance).exp() * torch.randn(mu.shape, generator=generator, dtype=mu.dtype)
+    order = torch.randperm(count, generator=generator, device="cpu")
+    z = mu + (0.5 * log_variance).exp() * torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device="cpu")
     parts = [
         ops.total_correlation(z[rows], mu[rows], log_variance[rows], dataset_size=count)[1]
         for rows in order[: count - count % size].split(size)

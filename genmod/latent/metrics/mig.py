@@ -93,8 +93,9 @@ def mig_of_posterior(
     if samples < 1 or chunk < 1:
         raise ValueError(f"samples and chunk: got {samples} and {chunk}, expected at least 1")
     count, size = mu.shape
-    rows = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-samples // count))])[:samples]
-    noise = torch.randn(samples, size, generator=generator, dtype=torch.float64)
+    rounds = [torch.randperm(count, generator=generator, device="cpu") for _ in range(-(-samples // count))]
+    rows = torch.cat(rounds)[:samples]
+    noise = torch.randn(samples, size, generator=generator, dtype=torch.float64, device="cpu")
     z = mu[rows] + (0.5 * log_variance[rows]).exp() * noise
 
     # A column for each value of each factor: the densities times this matrix are all the sums over X_v.
@@ -102,7 +103,7 @@ def mig_of_posterior(
     offsets = np.cumsum([0, *[g.shape[1] for g in groups[:-1]]])
     members = torch.cat(groups, 1)
     own = torch.from_numpy(v + offsets)[rows]  # [samples, K]: which columns each draw belongs to
-    information = torch.zeros(size, v.shape[1], dtype=torch.float64)
+    information = torch.zeros(size, v.shape[1], dtype=torch.float64, device="cpu")
     for first in range(0, samples, chunk):
         mine = own[first : first + chunk]
         for j in range(size):
