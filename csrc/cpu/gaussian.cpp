@@ -29,15 +29,23 @@ template <Clamp C, class A> GENMOD_INLINE Bounded<A> bound(A x) {
   return {value, slope, slope * (a_not_b - not_a)};
 }
 
-// Exponentials of a logvar that `bound` returned, of half of one, or of the difference of two.
+// Exponentials of a logvar that `bound` returned, or of the difference of two.
 template <Clamp C, class A> GENMOD_INLINE Exp<A> exp_of(A bounded) {
   if constexpr (C == Clamp::none) return exp_parts(bounded);
   return exp_parts_within(bounded);
 }
 
-// expm1(l) - l from h = l / 2: both terms are positive near the prior, so nothing cancels there.
-template <class A> GENMOD_INLINE A variance_term(const Exp<A>& half) { return 2 * half.expm1_minus_x + half.expm1 * half.expm1; }
-template <class A> GENMOD_INLINE A expm1_twice(const Exp<A>& half) { return half.expm1 * (half.expm1 + 2); }
+// What a bounded logvar l stands for: the deviation e^(l/2), if it is asked for; expm1(l); and expm1(l) - l.
+template <class A> struct Variance { A deviation, growth, excess; };
+template <bool DEVIATION, Clamp C, class A> GENMOD_INLINE Variance<A> variance_of(A bounded) {
+  if constexpr (!DEVIATION) {
+    const Exp<A> whole = exp_of<C>(bounded);
+    return {A(0), whole.expm1, whole.expm1_minus_x};
+  }
+  // One exponential for all. Both terms of the last are positive near the prior, so nothing cancels there.
+  const Exp<A> half = exp_of<C>(A(0.5) * bounded);
+  return {half.exp, half.expm1 * (half.expm1 + 2), 2 * half.expm1_minus_x + half.expm1 * half.expm1};
+}
 
 // expm1(l - l') and the same minus l - l'. The subtraction rounds by up to half an ulp of a number that is then an
 // exponent; what it dropped is recovered exactly (Knuth) and put back to first order.
@@ -45,9 +53,8 @@ template <class A> struct Ratio { A growth, excess; };
 template <Clamp C, class A> GENMOD_INLINE Ratio<A> variance_ratio(A l, A other) {
   const A delta = l - other, back = l - delta;
   const A dropped = (l - (delta + back)) + (back - other);
-  const Exp<A> half = exp_of<C>(A(0.5) * delta);
-  const A growth = expm1_twice(half);
-  return {growth + dropped * (growth + 1), variance_term(half) + dropped * growth};
+  const Variance<A> v = variance_of<false, C>(delta);
+  return {v.growth + dropped * (v.growth + 1), v.excess + dropped * v.growth};
 }
 
 template <bool FREE, class A> GENMOD_INLINE A floor_at(A kl, A free_bits) { return FREE && kl <= free_bits ? free_bits : kl; }
@@ -55,9 +62,9 @@ template <bool FREE, class A> GENMOD_INLINE A floor_at(A kl, A free_bits) { retu
 template <bool Z, bool KL, Clamp C, bool FREE, class A>
 static void forward_tile(const A* __restrict m, const A* __restrict lv, const A* __restrict eps, A* __restrict z, A* __restrict kl, A free_bits, int64_t n) {
   for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
-    const Exp<A> half = exp_of<C>(A(0.5) * bound<C>(lv[i]).value);
-    if (Z) z[i] = m[i] + half.exp * eps[i];
-    if (KL) kl[i] = floor_at<FREE>(A(0.5) * (variance_term(half) + m[i] * m[i]), free_bits);
+    const Variance<A> v = variance_of<Z, C>(bound<C>(lv[i]).value);
+    if (Z) z[i] = m[i] + v.deviation * eps[i];
+    if (KL) kl[i] = floor_at<FREE>(A(0.5) * (v.excess + m[i] * m[i]), free_bits);
   }, m, lv, eps, z);
 }
 
@@ -75,17 +82,17 @@ static void backward_tile(const A* __restrict m, const A* __restrict lv, const A
                           A* __restrict dm, A* __restrict dlv, A free_bits, int64_t n) {
   for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const Bounded<A> l = bound<C>(lv[i]);
-    const Exp<A> half = exp_of<C>(A(0.5) * l.value);
+    const Variance<A> variance = variance_of<Z, C>(l.value);
     A mean = 0, logvar = 0;
     if (KL) {
       A gi = g[i];
-      if (FREE) gi = A(0.5) * (variance_term(half) + m[i] * m[i]) <= free_bits ? A(0) : gi;
+      if (FREE) gi = A(0.5) * (variance.excess + m[i] * m[i]) <= free_bits ? A(0) : gi;
       mean = gi * m[i];
-      logvar = gi * expm1_twice(half);
+      logvar = gi * variance.growth;
     }
     if (Z) {
       mean += gz[i];
-      logvar += gz[i] * half.exp * eps[i];
+      logvar += gz[i] * variance.deviation * eps[i];
     }
     dm[i] = mean;
     dlv[i] = A(0.5) * l.slope * logvar;
@@ -117,21 +124,20 @@ static void double_backward_tile(const A* __restrict m, const A* __restrict lv, 
                                  A free_bits, int64_t n) {
   for_each<A>(n, [&](int64_t i) __attribute__((always_inline)) {
     const Bounded<A> l = bound<C>(lv[i]);
-    const Exp<A> half = exp_of<C>(A(0.5) * l.value);
+    const Variance<A> variance = variance_of<Z, C>(l.value);
     const A w = A(0.5) * v[i];
     A mean = 0, once = 0, twice = 0;  // once and twice: what logvar's gradient is by the clamped logvar, and its derivative
     if (KL) {
       A gi = g[i], open = 1;
-      if (FREE) open = A(0.5) * (variance_term(half) + m[i] * m[i]) <= free_bits ? A(0) : A(1);
+      if (FREE) open = A(0.5) * (variance.excess + m[i] * m[i]) <= free_bits ? A(0) : A(1);
       gi = open > 0 ? gi : A(0);
-      const A growth = expm1_twice(half);
       mean = u[i] * gi;
-      once = gi * growth;
-      twice = gi * (growth + 1);
-      dg[i] = open > 0 ? u[i] * m[i] + w * l.slope * growth : A(0);
+      once = gi * variance.growth;
+      twice = gi * (variance.growth + 1);
+      dg[i] = open > 0 ? u[i] * m[i] + w * l.slope * variance.growth : A(0);
     }
     if (Z) {
-      const A spread = half.exp * eps[i], moved = gz[i] * spread;
+      const A spread = variance.deviation * eps[i], moved = gz[i] * spread;
       once += moved;
       twice += A(0.5) * moved;
       dgz[i] = u[i] + w * l.slope * spread;
