@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genmod.ops._library import is_traced
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     r""":math:`\operatorname{softmax}(q k^\top / \sqrt{C})\,v` of `[N, T, C]`, by PyTorch's fused kernels.
@@ -16,7 +18,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     With gradients, attention is computed once more in the backward pass, which keeps only `q`, `k` and `v`. A backward
     pass that is to be differentiated itself (`create_graph=True`) makes the T x T matrix.
     """
-    plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    plain = is_traced() or torch._C._are_functorch_transforms_active()
     if not plain and not torch.is_grad_enabled() and _fused_is_slow(q):
         return _by_rows(q, k, v)
     if plain or not torch.is_grad_enabled():

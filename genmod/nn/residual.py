@@ -18,6 +18,7 @@ from genmod import layout, ops
 from genmod.nn.attention import attention
 from genmod.nn.convolution import without_bias
 from genmod.nn.norm_act import GroupNormAct
+from genmod.ops._library import gradients_are_on
 from genmod.ops.norm_act import Activation
 
 Branches = tuple[Tensor, Tensor | None, Tensor | None]
@@ -134,7 +135,7 @@ class AttentionBlock(nn.Module):
         h, x = normalize(self.group_norm, x, residual, bias)
         pixels = h.flatten(2).transpose(1, 2)
         q, k = self.to_q(pixels), self.to_k(pixels)
-        if torch.is_grad_enabled() or h.shape[0] * h.shape[2] * h.shape[3] <= h.shape[1]:
+        if gradients_are_on() or h.shape[0] * h.shape[2] * h.shape[3] <= h.shape[1]:
             h = self.to_out[0](attention(q, k, self.to_v(pixels)))
         else:
             out = self.to_out[0]

@@ -39,6 +39,28 @@ def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"genmod::{op}", fake, lib=LIBRARY)
 
 
+def is_traced() -> bool:
+    """Whether torch.compile or torch.jit.trace makes a graph, which should hold the op, not what its autograd does."""
+    return torch.compiler.is_compiling() or _is_traced_by_jit()
+
+
+def gradients_are_on() -> bool:
+    """Whether gradients can be asked for."""
+    return torch.is_grad_enabled() or _is_traced_by_jit()
+
+
+def are_differentiated(*tensors: Tensor | None) -> bool:
+    """Whether gradients of any of these can be asked for."""
+    on = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return on or _is_traced_by_jit()
+
+
+def _is_traced_by_jit() -> bool:
+    """torch.jit.trace checks its graph by another one, made without gradients and of inputs that need none. Both must
+    be the same, and serve where gradients are asked for."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+
+
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """`function.apply` for a function without `setup_context`, inside the gate. What torch does around that in Python,
     for each argument and in case there is one, takes longer than a small kernel."""
@@ -115,8 +137,7 @@ def differentiate(
             gate.leave()
 
     def call(*inputs: Any) -> Any:
-        # A graph being traced should hold the op, not what its autograd is made of.
-        return overload(*inputs) if torch.compiler.is_compiling() else kernel(*inputs)
+        return overload(*inputs) if is_traced() else kernel(*inputs)
 
     LIBRARY.impl(op, kernel, "Autograd")
     return call

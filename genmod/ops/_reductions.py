@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genmod import layout
+from genmod.ops._library import is_traced
 
 Reduction = Literal["none", "per_dim", "batch", "batchmean", "mean", "sum"]
 REDUCTIONS = ("none", "per_dim", "batch", "batchmean", "mean", "sum")
@@ -31,7 +32,7 @@ def one_pass_is_cheaper(reduction: str, *differentiable: Tensor | None) -> bool:
         and first.dtype in (torch.float32, torch.float64)
         and torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in differentiable)
-        and not torch.compiler.is_compiling()
+        and not is_traced()
     )
 
 

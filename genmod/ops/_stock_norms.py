@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from genmod import backends, layout
+from genmod.ops._library import is_traced
 from genmod.reference import activation as activations
 
 # Below these many elements an ordinary call is PyTorch's. Its time in parts of our kernels', float32, two threads of an
@@ -135,7 +136,7 @@ def _is_small_batch_norm(x: Tensor, weight: Tensor | None) -> bool:
 def _is_ordinary(x: Any, weight: Any, bias: Any, eps: Any, negative_slope: Any) -> bool:
     """Whether nothing about the call is for us alone to take or to refuse, shapes aside, at which PyTorch looks."""
     return (
-        not torch.compiler.is_compiling()
+        not is_traced()
         and type(x) is Tensor
         and x.dtype is _FLOAT
         and x.is_cpu
@@ -169,7 +170,7 @@ def _activate(y: Tensor, activation: str, negative_slope: float) -> Tensor:
 def is_faster(x: Tensor, *, of_batch: bool) -> bool:
     """Whether to take stock PyTorch: for few elements, or on the CPU few pixels, where only the time changes by it."""
     size = x.numel()
-    if torch.compiler.is_compiling() or not size or not (x.is_cpu or x.is_cuda):
+    if is_traced() or not size or not (x.is_cpu or x.is_cuda):
         return False
     if x.is_cuda:
         if size >= _SMALL_ON_GPU or torch.cuda.is_current_stream_capturing():

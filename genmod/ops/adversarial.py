@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genmod import _native, backends, layout
 from genmod.ops import _checks
-from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.ops._library import define, differentiate, differentiate_backward, is_traced
 from genmod.reference import adversarial as reference
 
 Kind = Literal["non_saturating", "saturating", "hinge", "least_squares", "wasserstein", "relativistic"]
@@ -210,7 +210,7 @@ def _run(
 def _needs_plain_torch(*centers: Tensor | None) -> bool:
     # Under torch.func's transforms plain ATen is right in every mode, which an opaque op is not; a compiler fuses it by
     # itself. A gradient for an average is rare enough to go the same way.
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+    if torch._C._are_functorch_transforms_active() or is_traced():
         return True
     return any(center is not None and center.requires_grad for center in centers)
 

@@ -16,6 +16,7 @@ from genmod import backends, layout
 from genmod.ops import _checks
 from genmod.ops._convolution_arguments import autocast, check_bias, check_image
 from genmod.ops._convolution_ops import define_convolution
+from genmod.ops._library import is_traced
 
 #: Elements of an image beyond which it does not matter what a call costs.
 _SMALL = 65536
@@ -98,7 +99,7 @@ def _small(x: Any, weight: Any, bias: Any) -> Tensor | None:
     """
     try:
         if not (
-            not torch.compiler.is_compiling()
+            not is_traced()
             and type(x) is Tensor
             and 0 < x.numel() < _SMALL
             and x.is_contiguous()

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from genmod import backends, layout
 from genmod.ops import _checks
-from genmod.ops._library import define, differentiate
+from genmod.ops._library import define, differentiate, is_traced
 
 
 def critic_leaky_relu(x: Tensor, negative_slope: float = 0.2) -> Tensor:
@@ -38,7 +38,7 @@ def critic_leaky_relu(x: Tensor, negative_slope: float = 0.2) -> Tensor:
         return handle_torch_function(critic_leaky_relu, (x,), x, negative_slope=negative_slope)
     _checks.tensor("x", x)
     _checks.number("negative_slope", negative_slope)
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling() or _needs_no_mask(x):
+    if torch._C._are_functorch_transforms_active() or is_traced() or _needs_no_mask(x):
         # Plain ATen is right under every transform, and a compiler fuses it by itself.
         return torch.nn.functional.leaky_relu(x, negative_slope)
     return leaky_relu_mask(x, float(negative_slope))[0]

@@ -9,6 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from genmod.ops._convolution import Geometry
 from genmod.ops._differentiable_convolution import convolve
+from genmod.ops._library import is_traced
 
 
 def critic_conv2d(
@@ -37,7 +38,7 @@ def critic_conv2d(
             dilation=dilation,
             groups=groups,
         )
-    plain = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+    plain = torch._C._are_functorch_transforms_active() or is_traced()
     if plain or x.dim() != 4 or isinstance(padding, str) or not torch.is_grad_enabled():
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if torch.is_autocast_enabled(x.device.type):

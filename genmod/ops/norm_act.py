@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genmod import backends, layout
 from genmod.ops import _checks, _stock_norms
-from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.ops._library import are_differentiated, define, differentiate, differentiate_backward
 from genmod.ops._wanted import arrived, only_wanted, wanted_bits
 from genmod.reference import activation as activations
 from genmod.reference import norm_act as reference
@@ -94,7 +94,7 @@ def group_norm_act(
     check_options(x, residual, eps, activation, negative_slope)
     if x_bias is not None:
         tensors = (x, x_bias, residual, weight, bias, scale, shift)
-        if not (_is_needed_for_gradients(*tensors) or torch._C._are_functorch_transforms_active()):
+        if not (are_differentiated(*tensors) or torch._C._are_functorch_transforms_active()):
             options = num_groups, float(eps), activation, float(negative_slope)
             wants_sum = return_sum or residual is not None
             y, total, _, _ = _group_norm_act_biased(*tensors, *options, wants_sum)
@@ -246,10 +246,6 @@ def bias_act(
     call = reference.bias_act if torch._C._are_functorch_transforms_active() else _bias_act
     bound = math.inf if clamp is None else float(clamp)
     return call(x, bias, activation, float(negative_slope), float(gain), bound)
-
-
-def _is_needed_for_gradients(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 # Arguments.

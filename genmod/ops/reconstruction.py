@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genmod import backends, layout
 from genmod.ops import _checks
-from genmod.ops._library import define, differentiate, differentiate_backward, differentiate_in_one_pass
+from genmod.ops._library import define, differentiate, differentiate_backward, differentiate_in_one_pass, is_traced
 from genmod.ops._reductions import (
     REDUCTIONS,
     TO_A_NUMBER,
@@ -390,14 +390,14 @@ _OF_PYTORCH = {
 #: Looked up once: in a call of forty microseconds each look into a module is a thousandth.
 _NO_DIMENSIONS = torch.Size()
 _STRIDED, _WIDE, _grad_enabled = torch.strided, (torch.float32, torch.float64), torch.is_grad_enabled
-_transforming, _compiling = torch._C._are_functorch_transforms_active, torch.compiler.is_compiling
+_transforming = torch._C._are_functorch_transforms_active
 
 
 def _better_plain(kind: str, output: Any, target: Any, weight: Any, mask: Any, reduction: Any) -> bool:
     """Whether the call is valid, and one that PyTorch does faster. Comes before the checks, to save their time."""
     if weight is not None or mask is not None or not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return False
-    if not output.requires_grad or output.numel() >= _SMALL or kind not in _OF_PYTORCH or _compiling():
+    if not output.requires_grad or output.numel() >= _SMALL or kind not in _OF_PYTORCH or is_traced():
         return False
     shape, dtype = output.shape, output.dtype
     return (

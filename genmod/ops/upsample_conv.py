@@ -19,7 +19,7 @@ from genmod.ops import _checks, norm_act
 from genmod.ops._convolution import Geometry, transposed_is_own
 from genmod.ops._convolution_arguments import autocast, check_bias, check_image, check_image_shape
 from genmod.ops._differentiable_convolution import convolve_transposed
-from genmod.ops._library import define, differentiate
+from genmod.ops._library import are_differentiated, define, differentiate, is_traced
 from genmod.ops.norm_act import ACTIVATIONS, Activation, bias_act
 from genmod.reference import upsample_conv as reference
 from genmod.reference.precision import without_autocast
@@ -74,7 +74,7 @@ def upsample_conv2d(
         convolve = _stock
     if activation == "identity":
         return convolve(x, weight, bias, groups)
-    if plain or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))):
+    if plain or are_differentiated(x, weight, bias):
         y = convolve(x, weight, None, groups)
         return bias_act(y, bias, activation=activation, negative_slope=negative_slope)
     return _activate_(convolve(x, weight, bias, groups), activation, negative_slope)
@@ -150,7 +150,7 @@ def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, output_padding: tuple[int, int]
 ) -> Tensor:
     """`torch.nn.functional.conv_transpose2d`, in ways of ours where these are faster on a CPU."""
-    plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    plain = is_traced() or torch._C._are_functorch_transforms_active()
     if plain or not transposed_is_own(x, weight, geometry, output_padding):
         stride, padding, dilation, groups = geometry
         return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -177,7 +177,7 @@ def _stock_is_faster(x: Tensor, weight: Tensor, groups: int) -> bool:
         [16, 512, 4, 4] to 256   2.41 2.38    2.35 2.49                          2 groups    3.16 2.16    2.20 1.95
     """
     wide = x.dtype in (torch.float32, torch.float64)
-    if x.device.type != "cpu" or not wide or torch.compiler.is_compiling() or backends.forced() is not None:
+    if x.device.type != "cpu" or not wide or is_traced() or backends.forced() is not None:
         return False
     channels_last = not x.is_contiguous() and layout.memory_format_of(x) is torch.channels_last
     if groups > 1 and weight.shape[1] <= (16 if channels_last else 1):
@@ -241,7 +241,7 @@ def _check_transposed(
     _checks.matching("weight", weight, "x", x)
     options = stride, padding, output_padding, groups
     # Sizes may be symbols while a graph is traced, and lists cannot be looked up.
-    new = torch.compiler.is_compiling() or not _is_hashable(options)
+    new = is_traced() or not _is_hashable(options)
     found: _Transposed = (_transposed.__wrapped__ if new else _transposed)(x.shape, weight.shape, *options)
     if bias is not None:
         check_bias(bias, x, found[0][1])

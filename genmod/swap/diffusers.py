@@ -11,6 +11,7 @@ from genmod import layout, ops
 from genmod.nn.attention import attention
 from genmod.nn.convolution import without_bias
 from genmod.nn.residual import values_to_result
+from genmod.ops._library import are_differentiated, gradients_are_on
 from genmod.swap import activations
 from genmod.swap.classes import Swapped
 from genmod.swap.conditions import hooked, overridden
@@ -36,7 +37,7 @@ def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
 def _add(fresh: Tensor, other: Tensor, layer: nn.Module) -> Tensor:
     """The sum, without gradients in place of what `layer` has just made."""
     exclusive = not overridden(layer, (nn.Conv2d,)) and not hooked(layer) and fresh.dtype == other.dtype
-    if fresh.requires_grad or other.requires_grad or not exclusive or torch._C._are_functorch_transforms_active():
+    if are_differentiated(fresh, other) or not exclusive or torch._C._are_functorch_transforms_active():
         return fresh + other
     return fresh.add_(other)
 
@@ -112,7 +113,7 @@ class Attention(Swapped):
         **kwargs: Any,
     ) -> Tensor:
         """Self-attention over pixels."""
-        folds = self._genmod_swap is not None and not torch.is_grad_enabled() and hidden_states.dim() == 4
+        folds = self._genmod_swap is not None and not gradients_are_on() and hidden_states.dim() == 4
         if folds:  # worth it where there are more pixels than channels
             batch, channels, height, width = hidden_states.shape
             folds = batch * height * width > channels and encoder_hidden_states is None and attention_mask is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -336,6 +337,30 @@ def opcheck(spec: OpSpec, device: torch.device, *, every: int = 2) -> set[str]:
             except Exception as error:
                 raise AssertionError(f"{op}, {sample.name}: {error}") from error
     return seen
+
+
+def traced(spec: OpSpec, device: torch.device, *, every: int = 4) -> None:
+    """torch.jit.trace, with gradients on as whoever deploys a model leaves them, makes a graph that gives what the op
+    does, and its gradients. `every`: which of the samples."""
+    for sample in itertools.islice(samples(spec, device, torch.float32), 0, None, every):
+        call, leaves = with_grad(spec, sample)
+        if not leaves:
+            continue
+        names = given(spec, call)
+
+        def function(*inputs: Tensor, call: Sample = call, names: tuple[int | str, ...] = names) -> Any:
+            replaced = call.replace(dict(zip(names, inputs, strict=True)))
+            outputs = spec.public(*replaced.args, **replaced.kwargs)
+            return tuple(outputs) if isinstance(outputs, tuple) else outputs
+
+        with warnings.catch_warnings():  # that shapes are constants of a graph, and that tracing is deprecated
+            warnings.simplefilter("ignore")
+            graph = torch.jit.trace(function, tuple(leaves))
+        results = []
+        for made in (function(*leaves), graph(*leaves)):
+            outputs = as_tuple(made)
+            results.append([*outputs, *torch.autograd.grad(outputs, leaves, cotangents(outputs))])
+        torch.testing.assert_close(*results, equal_nan=True, rtol=1e-4, atol=1e-5, msg=f"{spec.name}, {sample.name}")
 
 
 def not_a_number(spec: OpSpec, device: torch.device, dtype: torch.dtype) -> None:

@@ -122,6 +122,10 @@ def test_autocast(spec, device, backend):
     battery.autocast(spec, torch.device(device))
 
 
+def test_traced(spec):
+    battery.traced(spec, torch.device("cpu"))
+
+
 def test_opcheck_reaches_every_dispatcher_op(spec):
     assert battery.opcheck(spec, torch.device("cpu")) == set(spec.dispatcher_ops)
 

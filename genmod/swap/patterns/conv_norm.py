@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from genmod import ops
 from genmod.nn.blocks import transposed_product
 from genmod.nn.convolution import convolve, is_4x4, suits_4x4
+from genmod.ops._library import are_differentiated
 from genmod.swap import activations
 from genmod.swap.pattern import Parts, RunPattern
 from genmod.swap.patterns.convolutions import act_of, activate, fold, folds
@@ -83,7 +84,7 @@ def _run(name: str, conv: type[nn.Module], became: str, *act: tuple[type[nn.Modu
 
 def _conv_act(parts: Parts, x: Tensor) -> Tensor:
     y = parts[0](x)
-    return parts[1](y) if y.requires_grad else activate(y, activations.options(parts[1]))
+    return parts[1](y) if are_differentiated(y) else activate(y, activations.options(parts[1]))
 
 
 def _act(name: str, *layers: type[nn.Module]) -> RunPattern:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from genmod.ops._library import are_differentiated
 from genmod.reference import activation as reference
 from genmod.swap import activations
 from genmod.swap.pattern import Parts
@@ -23,7 +24,7 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 
 def activate(fresh: Tensor, act: activations.Options) -> Tensor:
     """The activation of a tensor that nobody else holds: without gradients in its place."""
-    if fresh.requires_grad or torch._C._are_functorch_transforms_active():
+    if are_differentiated(fresh) or torch._C._are_functorch_transforms_active():
         return reference.apply(act.activation, fresh, act.negative_slope)
     if act.activation == "leaky_relu":
         return nn.functional.leaky_relu_(fresh, act.negative_slope)
@@ -35,7 +36,7 @@ def folds(norm: nn.BatchNorm2d, *tensors: Tensor) -> bool:
     return (
         not norm.training
         and norm.running_mean is not None
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and not are_differentiated(*tensors)
     )
 
 
