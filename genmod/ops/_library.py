@@ -27,6 +27,9 @@ LIBRARY = torch.library.Library("genmod", "DEF")
 # of a tensor that it made, and the caller may still change the result in place.
 _below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 
+# Looked up once: each look into a module costs a call as long as one of these takes.
+_compiling, _tracing_state = torch.compiler.is_compiling, torch._C._get_tracing_state
+
 
 def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
     """Define `genmod::<op>` from a schema string."""
@@ -41,7 +44,7 @@ def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
 
 def is_traced() -> bool:
     """Whether torch.compile or torch.jit.trace makes a graph, which should hold the op, not what its autograd does."""
-    return torch.compiler.is_compiling() or _is_traced_by_jit()
+    return _compiling() or _tracing_state() is not None
 
 
 def gradients_are_on() -> bool:
@@ -58,7 +61,7 @@ def are_differentiated(*tensors: Tensor | None) -> bool:
 def _is_traced_by_jit() -> bool:
     """torch.jit.trace checks its graph by another one, made without gradients and of inputs that need none. Both must
     be the same, and serve where gradients are asked for."""
-    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+    return not _compiling() and _tracing_state() is not None
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -137,7 +140,8 @@ def differentiate(
             gate.leave()
 
     def call(*inputs: Any) -> Any:
-        return overload(*inputs) if is_traced() else kernel(*inputs)
+        # As `is_traced`, which would cost a small call a hundredth.
+        return overload(*inputs) if _compiling() or _tracing_state() is not None else kernel(*inputs)
 
     LIBRARY.impl(op, kernel, "Autograd")
     return call
