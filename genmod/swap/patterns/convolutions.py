@@ -33,11 +33,7 @@ def activate(fresh: Tensor, act: activations.Options) -> Tensor:
 
 def folds(norm: nn.BatchNorm2d, *tensors: Tensor) -> bool:
     """Whether a batch norm may be multiplied into the convolution before it: constants, and no gradient to any."""
-    return (
-        not norm.training
-        and norm.running_mean is not None
-        and not are_differentiated(*tensors)
-    )
+    return not norm.training and norm.running_mean is not None and not are_differentiated(*tensors)
 
 
 def scale_and_shift(norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
