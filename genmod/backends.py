@@ -111,6 +111,8 @@ def _interpreting() -> bool:
 
 def forced() -> str | None:
     """The backend that is forced now, if any."""
+    if not _forced:
+        return None
     name = _last_forced()
     return None if name == "auto" else name
 
