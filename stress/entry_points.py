@@ -28,7 +28,6 @@ CLEAN = (
     TypeError,
     ValueError,
     IndexError,
-    NotImplementedError,
     AttributeError,
     AssertionError,
     KeyError,

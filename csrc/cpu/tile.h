@@ -91,8 +91,9 @@ static void store(const A* __restrict buffer, const A* computed, void* out, int6
 }
 
 // body(i) for each i from 0 to n, with what lies ahead in the streams asked for in time: a long formula fills the
-// processor's view with the work of a line or two, so that it does not come to the next loads by itself. A page ahead,
-// since what looks ahead in hardware stops at the end of one; less of many streams, which must stay in level-1 cache.
+// processor's view with the work of a line or two, so that it does not come to the next loads by itself. Sampling and
+// KL of 2 million elements from cold memory, two threads of an EPYC: 0.5 KiB ahead 420 us, 2 KiB 360, 3 to 8 KiB 290,
+// 12 KiB 320. Less of many streams, which must stay in level-1 cache.
 template <class A, class Body, class... Streams>
 GENMOD_INLINE void for_each(int64_t n, Body&& body, const Streams*... streams) {
   constexpr int kLine = 64 / sizeof(A), kLines = 256 / (int)sizeof...(Streams), kAhead = (kLines < 64 ? kLines : 64) * kLine;

@@ -83,7 +83,7 @@ template <class A> class Scratch {
 
 // 2^x for x between -126 (-1022) and 127 (1023), or a NaN, which stays one. 2 ulp.
 static inline VectorF exp2_inside(VectorF x) {
-  const float magic = 12582912.f + 127.f;  // see exp_parts in vecmath.h
+  const float magic = 12582912.f + 127.f;  // see kRounding in vecmath.h
   const VectorF t = x + magic, r = x - (t - magic);
   VectorF p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
   p = p * r + 9.618437357674640e-3f;

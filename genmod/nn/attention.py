@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmod.ops._library import is_traced
+from genmod.ops._tracing import is_traced
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

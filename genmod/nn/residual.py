@@ -18,7 +18,7 @@ from genmod import layout, ops
 from genmod.nn.attention import attention
 from genmod.nn.convolution import without_bias
 from genmod.nn.norm_act import GroupNormAct
-from genmod.ops._library import gradients_are_on
+from genmod.ops._tracing import gradients_are_on
 from genmod.ops.norm_act import Activation
 
 Branches = tuple[Tensor, Tensor | None, Tensor | None]

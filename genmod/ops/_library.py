@@ -20,15 +20,13 @@ import torch
 from torch import Tensor
 
 from genmod import backends, gate
+from genmod.ops._tracing import compiling, tracing_state
 
 LIBRARY = torch.library.Library("genmod", "DEF")
 
 # What torch's own Autograd kernels open too. Below it nothing is recorded as a view, so that a kernel may return a view
 # of a tensor that it made, and the caller may still change the result in place.
 _below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
-
-# Looked up once: each look into a module costs a call as long as one of these takes.
-_compiling, _tracing_state = torch.compiler.is_compiling, torch._C._get_tracing_state
 
 
 def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
@@ -40,28 +38,6 @@ def define(family: str, schema: str, fake: Callable[..., Any]) -> None:
     if torch.version.cuda or torch.version.hip:
         LIBRARY.impl(op, backends.on_cuda(op), "CUDA")
     torch.library.register_fake(f"genmod::{op}", fake, lib=LIBRARY)
-
-
-def is_traced() -> bool:
-    """Whether torch.compile or torch.jit.trace makes a graph, which should hold the op, not what its autograd does."""
-    return _compiling() or _tracing_state() is not None
-
-
-def gradients_are_on() -> bool:
-    """Whether gradients can be asked for."""
-    return torch.is_grad_enabled() or _is_traced_by_jit()
-
-
-def are_differentiated(*tensors: Tensor | None) -> bool:
-    """Whether gradients of any of these can be asked for."""
-    on = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return on or _is_traced_by_jit()
-
-
-def _is_traced_by_jit() -> bool:
-    """torch.jit.trace checks its graph by another one, made without gradients and of inputs that need none. Both must
-    be the same, and serve where gradients are asked for."""
-    return not _compiling() and _tracing_state() is not None
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -141,7 +117,7 @@ def differentiate(
 
     def call(*inputs: Any) -> Any:
         # As `is_traced`, which would cost a small call a hundredth.
-        return overload(*inputs) if _compiling() or _tracing_state() is not None else kernel(*inputs)
+        return overload(*inputs) if compiling() or tracing_state() is not None else kernel(*inputs)
 
     LIBRARY.impl(op, kernel, "Autograd")
     return call

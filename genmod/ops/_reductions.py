@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genmod import layout
-from genmod.ops._library import is_traced
+from genmod.ops._tracing import is_traced
 
 Reduction = Literal["none", "per_dim", "batch", "batchmean", "mean", "sum"]
 REDUCTIONS = ("none", "per_dim", "batch", "batchmean", "mean", "sum")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genmod import backends, layout
-from genmod.ops._library import is_traced
+from genmod.ops._tracing import is_traced
 from genmod.reference import activation as activations
 
 # Below these many elements an ordinary call is PyTorch's. Its time in parts of our kernels', float32, two threads of an

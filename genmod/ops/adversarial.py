@@ -14,7 +14,8 @@ from torch import Tensor
 
 from genmod import _native, backends, layout
 from genmod.ops import _checks
-from genmod.ops._library import define, differentiate, differentiate_backward, is_traced
+from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.ops._tracing import is_traced
 from genmod.reference import adversarial as reference
 
 Kind = Literal["non_saturating", "saturating", "hinge", "least_squares", "wasserstein", "relativistic"]

@@ -16,7 +16,7 @@ from genmod import backends, layout
 from genmod.ops import _checks
 from genmod.ops._convolution_arguments import autocast, check_bias, check_image
 from genmod.ops._convolution_ops import define_convolution
-from genmod.ops._library import is_traced
+from genmod.ops._tracing import is_traced
 
 #: Elements of an image beyond which it does not matter what a call costs.
 _SMALL = 65536

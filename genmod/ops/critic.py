@@ -10,7 +10,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from genmod import backends, layout
 from genmod.ops import _checks
-from genmod.ops._library import define, differentiate, is_traced
+from genmod.ops._library import define, differentiate
+from genmod.ops._tracing import is_traced
 
 
 def critic_leaky_relu(x: Tensor, negative_slope: float = 0.2) -> Tensor:

@@ -9,7 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from genmod.ops._convolution import Geometry
 from genmod.ops._differentiable_convolution import convolve
-from genmod.ops._library import is_traced
+from genmod.ops._tracing import is_traced
 
 
 def critic_conv2d(

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from genmod import backends, layout
 from genmod.ops import _checks, _stock_norms
-from genmod.ops._library import are_differentiated, define, differentiate, differentiate_backward
+from genmod.ops._library import define, differentiate, differentiate_backward
+from genmod.ops._tracing import are_differentiated
 from genmod.ops._wanted import arrived, only_wanted, wanted_bits
 from genmod.reference import activation as activations
 from genmod.reference import norm_act as reference

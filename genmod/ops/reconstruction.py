@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genmod import backends, layout
 from genmod.ops import _checks
-from genmod.ops._library import define, differentiate, differentiate_backward, differentiate_in_one_pass, is_traced
+from genmod.ops._library import define, differentiate, differentiate_backward, differentiate_in_one_pass
 from genmod.ops._reductions import (
     REDUCTIONS,
     TO_A_NUMBER,
@@ -24,6 +24,7 @@ from genmod.ops._reductions import (
     mean_over_batch,
     one_pass_is_cheaper,
 )
+from genmod.ops._tracing import is_traced
 from genmod.reference import reconstruction as reference
 
 

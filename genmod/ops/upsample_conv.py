@@ -19,7 +19,8 @@ from genmod.ops import _checks, norm_act
 from genmod.ops._convolution import Geometry, transposed_is_own
 from genmod.ops._convolution_arguments import autocast, check_bias, check_image, check_image_shape
 from genmod.ops._differentiable_convolution import convolve_transposed
-from genmod.ops._library import are_differentiated, define, differentiate, is_traced
+from genmod.ops._library import define, differentiate
+from genmod.ops._tracing import are_differentiated, is_traced
 from genmod.ops.norm_act import ACTIVATIONS, Activation, bias_act
 from genmod.reference import upsample_conv as reference
 from genmod.reference.precision import without_autocast

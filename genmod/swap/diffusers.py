@@ -11,7 +11,7 @@ from genmod import layout, ops
 from genmod.nn.attention import attention
 from genmod.nn.convolution import without_bias
 from genmod.nn.residual import values_to_result
-from genmod.ops._library import are_differentiated, gradients_are_on
+from genmod.ops._tracing import are_differentiated, gradients_are_on
 from genmod.swap import activations
 from genmod.swap.classes import Swapped
 from genmod.swap.conditions import hooked, overridden

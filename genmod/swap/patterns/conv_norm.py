@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genmod import ops
 from genmod.nn.blocks import transposed_product
 from genmod.nn.convolution import convolve, is_4x4, suits_4x4
-from genmod.ops._library import are_differentiated
+from genmod.ops._tracing import are_differentiated
 from genmod.swap import activations
 from genmod.swap.pattern import Parts, RunPattern
 from genmod.swap.patterns.convolutions import act_of, activate, fold, folds

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from genmod.ops._library import are_differentiated
+from genmod.ops._tracing import are_differentiated
 from genmod.reference import activation as reference
 from genmod.swap import activations
 from genmod.swap.pattern import Parts
